@@ -1,0 +1,1 @@
+"""Geometry and clinical language of the left ventricle; numpy and scipy only."""

@@ -1,0 +1,1 @@
+"""Does it help? Metrics, collection of per-case rows, comparison of arms, report."""

@@ -1,0 +1,175 @@
+"""Settings that are saved beside weights and pools, and the presets that name them.
+
+Every setting is a frozen dataclass that is checked when it is made, so a contradiction is
+reported before any work starts. `PRESETS` is a table: one row a preset.
+Lengths in millimetres, image sizes in pixels, times in diffusion steps of 1000.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+__all__ = ["PRESETS", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig", "UserError",
+           "config_hash", "from_dict", "generator_folder", "write_json"]
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: rule, value, remedy in one sentence. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the inpainter's networks.
+
+    The VAE shrinks by 2 ** (len(vae_channels) - 1): 2 to 4, since scars are a few pixels wide.
+    """
+
+    vae_channels: tuple[int, ...]
+    latent_channels: int
+    unet_channels: tuple[int, ...]
+    layers_per_block: int
+    attention_head_dim: int
+    text_width: int
+    text_layers: int
+
+    def __post_init__(self):
+        if self.vae_factor not in (2, 4):
+            raise UserError(f"The VAE must shrink by 2 or 4, not {self.vae_factor}: give 2 or 3 "
+                            f"entries in vae_channels instead of {self.vae_channels}.")
+
+    @property
+    def vae_factor(self) -> int:
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One fit of the inpainter: crop, networks, steps and rates of its stages, and the sampler."""
+
+    preset: str
+    network: NetworkConfig
+    crop_pixels: int
+    crop_mm: float = 1.4            # in-plane pixel size of the generator's crop
+    batch_size: int = 16
+    vae_steps: int = 1000
+    unet_steps: int = 2000
+    controlnet_steps: int = 2000
+    reward_steps: int = 200
+    learning_rate: float = 2e-4
+    reward_learning_rate: float = 2e-5
+    reward_weight: float = 1.0
+    reward_min_snr: float = 4.0     # reward on real slices only above this signal to noise power
+    reward_last_steps: int = 1      # sampler steps that carry the reward's gradient
+    caption_dropout: float = 0.5
+    ema_decay: float = 0.995
+    healthy_share: float = 0.5      # of the ControlNet's batches: inpainted wall that stays healthy
+    sampler_steps: int = 8
+    guidance_scale: float = 2.0
+    feather_mm: float = 4.0
+    text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
+    save_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.sampler_steps <= 10:
+            raise UserError(f"sampler_steps must lie in 1..10, not {self.sampler_steps}.")
+        halvings = len(self.network.unet_channels) - 1
+        latent = self.crop_pixels / self.network.vae_factor
+        if latent % 2 ** halvings:
+            raise UserError(
+                f"crop_pixels {self.crop_pixels} does not divide by "
+                f"{self.network.vae_factor * 2 ** halvings} (VAE and U-Net halvings); choose a "
+                "multiple.")
+        if not 0 <= self.healthy_share < 1 or not 0 <= self.caption_dropout <= 1:
+            raise UserError("healthy_share must lie in [0, 1) and caption_dropout in [0, 1].")
+
+
+@dataclass(frozen=True)
+class QCConfig:
+    """Bounds of the quality control, see `judge.qc`. Dice is on the scar with no-reflow."""
+
+    min_dice: float = 0.6           # judge's scar on the sample against the request
+    max_source_dice: float = 0.2    # judge's scar on the untouched source against the request
+    max_new_outside: int = 5        # pixels of scar found outside the feather, new to the source
+    max_healthy_pixels: int = 5     # pixels of new scar allowed in a healthy re-inpainting
+    min_pixels: int = 6             # smallest requested scar in one slice
+    label: str = "intended"         # or "predicted": the judge's scar inside the feather
+
+    def __post_init__(self):
+        if self.label not in ("intended", "predicted"):
+            raise UserError(f"label must be 'intended' or 'predicted', not {self.label!r}.")
+        if not 0 <= self.max_source_dice < self.min_dice <= 1:
+            raise UserError("0 <= max_source_dice < min_dice <= 1 is required.")
+
+
+@dataclass(frozen=True)
+class InjectionConfig:
+    """How often a training case is answered from the pool, and how the pool grows."""
+
+    probability: float = 0.5        # at a full pool; scales with the pool until it is full
+    pool_cases: int = 48            # scarred cases at which the pool counts as full
+    cases_per_refill: int = 6       # scarred cases asked for between two epochs
+    prior: str = "sector"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"The injection probability must lie in [0, 1], not "
+                            f"{self.probability}.")
+
+
+_TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
+_SMALL = NetworkConfig((32, 64), 4, (64, 128, 128), 1, 32, 64, 2)
+_LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
+
+PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
+    #         name       nets    crop              steps of vae, unet, controlnet, reward
+    FitConfig("demo",    _TINY,  crop_pixels=48, batch_size=8, vae_steps=250, unet_steps=250,
+              controlnet_steps=350, reward_steps=20, learning_rate=5e-4, sampler_steps=6,
+              save_every=100),
+    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1200, unet_steps=1500,
+              controlnet_steps=2000, reward_steps=150),
+    FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
+              controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, save_every=1000),
+)}
+
+
+def from_dict(cls, values: dict):
+    """Rebuild a config (nested dataclasses, tuples) from its JSON form; unknown keys raise."""
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = set(values) - set(names)
+    if unknown:
+        raise UserError(f"{cls.__name__} does not know {sorted(unknown)}; it was written by "
+                        "another version of nnunet-lgesynth.")
+    parsed = {}
+    for name, value in values.items():
+        if name == "network":
+            value = from_dict(NetworkConfig, value)
+        parsed[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**parsed)
+
+
+def config_hash(config) -> str:
+    """12 hex digits that name a config; equal configs give equal hashes on every machine."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON so that a reader sees the old or the new file, never a part of it."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def generator_folder(results: str | Path, dataset: str, preset: str, plans: str,
+                     configuration: str, fold: int | str) -> Path:
+    """Where a fitted generator lives: one per preset, plans, configuration and fold."""
+    return (Path(results) / dataset / f"LGESynth_{preset}__{plans}__{configuration}"
+            / f"fold_{fold}")

@@ -1,0 +1,1 @@
+"""What nnU-Net gives us: label roles of a dataset and its preprocessed cases."""

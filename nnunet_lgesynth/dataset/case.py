@@ -1,0 +1,200 @@
+"""One fold of a preprocessed nnU-Net dataset, and its cases; alone in knowing their file formats.
+
+`Fold` gathers what (dataset, plans, configuration, fold) means on disk. A `Case` is nnU-Net's
+preprocessed case in memory: image (C, Z, Y, X) float32, labels (1, Z, Y, X), properties. Cases are
+opened read-only and copied, never changed in place, since training workers map the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    comp_blosc2_params,
+    infer_dataset_class,
+    nnUNetDatasetBlosc2,
+)
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
+
+__all__ = ["Case", "Fold", "nnunet_path"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preprocessed case; `spacing` is (3,) mm in the stored axis order."""
+
+    identifier: str
+    image: np.ndarray        # (C, Z, Y, X)
+    labels: np.ndarray       # (1, Z, Y, X)
+    properties: dict
+    spacing: tuple[float, float, float]
+
+
+def nnunet_path(name: str) -> Path:
+    """The folder of one of nnU-Net's environment variables, e.g. `nnUNet_raw`."""
+    value = os.environ.get(name)
+    if not value:
+        raise UserError(f"{name} is not set; set nnU-Net's environment variables, see: "
+                        "lgesynth doctor")
+    return Path(value)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where one fold's cases are and what they mean."""
+
+    dataset: str                 # e.g. Dataset116_EMIDECROI
+    plans: dict
+    configuration: str
+    fold: int | str
+    folder: Path                 # the configuration's preprocessed cases
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    dataset_json: dict
+    info: DatasetInfo            # its frame is in the stored axis order
+
+    @classmethod
+    def open(cls, dataset: int | str, configuration: str, fold: int | str,
+             plans: str = "nnUNetPlans") -> Fold:
+        """Find a fold by nnU-Net's own names; every missing piece is a `UserError`."""
+        try:
+            name = maybe_convert_to_dataset_name(
+                int(dataset) if str(dataset).isdigit() else dataset)
+        except RuntimeError as error:
+            raise UserError(f"There is no dataset {dataset} in nnU-Net's folders; convert it "
+                            "first, see: lgesynth convert --help") from error
+        base = nnunet_path("nnUNet_preprocessed") / name
+        plan = _read_json(base / f"{plans}.json", f"nnUNetv2_plan_and_preprocess -d {dataset}")
+        plan_text = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
+        if configuration not in plan["configurations"]:
+            raise UserError(f"{plans}.json has no configuration {configuration!r}, only "
+                            f"{sorted(plan['configurations'])}; choose one with -c.")
+        folder = base / PlansManager(plan).get_configuration(configuration).data_identifier
+        if not folder.is_dir():
+            raise UserError(f"{folder} is missing; run: {plan_text}")
+        dataset_json = _read_json(base / "dataset.json", plan_text)
+        train, val = _split(base, folder, fold)
+        return cls.of_training(plan, configuration, fold, dataset_json, folder, train, val)
+
+    @classmethod
+    def of_training(cls, plans: dict, configuration: str, fold: int | str, dataset_json: dict,
+                    folder: Path, train: Sequence[str], val: Sequence[str]) -> Fold:
+        """The fold of a running training, from what its trainer holds."""
+        if len(PlansManager(plans).get_configuration(configuration).patch_size) != 2:
+            raise UserError(f"Configuration {configuration!r} is 3D; scars are painted slice by "
+                            "slice so far, use -c 2d.")
+        info = _info(plans["dataset_name"], folder.parent)
+        info = replace(info, frame=_stored_frame(info.frame, plans["transpose_forward"]))
+        return cls(plans["dataset_name"], plans, configuration, fold, Path(folder),
+                   tuple(sorted(train)), tuple(sorted(val)), dataset_json, info)
+
+    def read(self, identifier: str) -> Case:
+        """One case, fully in memory."""
+        data, seg, _, properties = self._files.load_case(identifier)
+        image = np.asarray(data[:], np.float32)
+        if not np.isfinite(image).all():
+            raise UserError(f"{identifier}: its preprocessed image holds NaN or infinite values; "
+                            "mend the raw image and preprocess again.")
+        return Case(identifier, image, np.asarray(seg[:], np.int16), properties,
+                    self._spacing(properties))
+
+    def write(self, case: Case, folder: Path) -> list[Path]:
+        """Store a case in `folder` in the format of this fold, with fresh `class_locations`;
+        returns its files."""
+        image, labels = case.image.astype(np.float32), case.labels
+        labels = labels.astype(np.int8 if labels.max() <= 127 else np.int16)
+        properties = {**case.properties, "class_locations": self.class_locations(labels)}
+        stem = str(folder / case.identifier)
+        if isinstance(self._files, nnUNetDatasetBlosc2):
+            patch = tuple(self._configuration.patch_size)
+            blocks, chunks = comp_blosc2_params(image.shape, patch, image.itemsize)
+            blocks_seg, chunks_seg = comp_blosc2_params(labels.shape, patch, labels.itemsize)
+            self._files.save_case(image, labels, properties, stem, chunks=chunks, blocks=blocks,
+                                  chunks_seg=chunks_seg, blocks_seg=blocks_seg)
+        else:
+            self._files.save_case(image, labels, properties, stem)
+        return sorted(p for p in folder.iterdir()
+                      if p.name.split(".")[0] in (case.identifier, f"{case.identifier}_seg"))
+
+    def class_locations(self, labels: np.ndarray) -> dict:
+        """nnU-Net's own sample of foreground voxels for these labels (1, Z, Y, X)."""
+        manager = PlansManager(self.plans).get_label_manager(self.dataset_json)
+        wanted = list(manager.foreground_regions if manager.has_regions
+                      else manager.foreground_labels)
+        if manager.has_ignore_label:
+            wanted.append([-1, *manager.all_labels])
+        return DefaultPreprocessor._sample_foreground_locations(labels, wanted)
+
+    def cases_folder(self, folder: Path):
+        """nnU-Net's dataset object for a folder of cases in this fold's format."""
+        return type(self._files)(str(folder), [])
+
+    @property
+    def plans_name(self) -> str:
+        return self.plans["plans_name"]
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return tuple(self._configuration.patch_size)
+
+    @property
+    def _configuration(self):
+        return PlansManager(self.plans).get_configuration(self.configuration)
+
+    @property
+    def _files(self):
+        return infer_dataset_class(str(self.folder))(str(self.folder), [])
+
+    def _spacing(self, properties: dict) -> tuple[float, float, float]:
+        original = [properties["spacing"][a] for a in self.plans["transpose_forward"]]
+        return (float(original[0]), *(float(s) for s in self._configuration.spacing[-2:]))
+
+
+def _read_json(path: Path, remedy: str) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; run: {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it anew: {remedy}") from error
+
+
+def _info(dataset: str, preprocessed: Path) -> DatasetInfo:
+    raw = os.environ.get("nnUNet_raw")
+    if raw and (Path(raw) / dataset).is_dir():
+        return read_info(Path(raw) / dataset)
+    return read_info(preprocessed)    # clusters often hold the preprocessed folder alone
+
+
+def _stored_frame(frame: Frame, transpose: Sequence[int]) -> Frame:
+    if list(transpose) == [0, 1, 2]:
+        return frame
+    if list(transpose) == [0, 2, 1]:
+        return replace(frame, anterior=frame.anterior and frame.anterior[::-1],
+                       septal=frame.septal and frame.septal[::-1])
+    return Frame()                     # slices lie along another axis than the frame describes
+
+
+def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[str]]:
+    identifiers = sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    if fold == "all":
+        return identifiers, identifiers
+    path = base / "splits_final.json"
+    if not path.is_file():             # nnU-Net makes the same one when training starts
+        write_json(path, generate_crossval_split(identifiers, seed=12345, n_splits=5))
+    splits = _read_json(path, "nnUNetv2_train, which creates it")
+    if int(fold) >= len(splits):
+        raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "
+                        f"{len(splits) - 1}; choose one with -f.")
+    return splits[int(fold)]["train"], splits[int(fold)]["val"]

@@ -1,0 +1,199 @@
+"""Write an nnU-Net raw dataset from image and label files: all of it, or nothing.
+
+A converter names its cases and labels and calls `write_raw_dataset`. The dataset is built in a
+hidden folder beside its target and renamed as the last step, so a failed or interrupted run
+leaves no half dataset behind. Geometry (spacing, origin, direction) is copied; with `Region`,
+each stack becomes an LV-centred crop resampled in plane.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
+
+from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.dataset.roles import DatasetInfo, write_info
+
+__all__ = ["Region", "SourceCase", "make_splits", "write_raw_dataset"]
+
+SPLIT_SEED = 12345   # nnU-Net's own
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """One patient: a file a channel, the labels if there are any, and the stratum of the split."""
+
+    identifier: str
+    images: tuple[Path, ...]
+    labels: Path | None
+    stratum: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """An in-plane crop of `pixels` x `pixels` at `spacing` mm around the LV (else the image)."""
+
+    pixels: int
+    spacing: float
+
+    def __post_init__(self):
+        if self.pixels < 16 or not 0.2 <= self.spacing <= 10:
+            raise UserError(f"--roi needs at least 16 pixels and --spacing 0.2 to 10 mm, not "
+                            f"{self.pixels} and {self.spacing}.")
+
+
+def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *,
+                      channel_names: dict[str, str], labels: dict[str, int], info: DatasetInfo,
+                      reference: str, licence: str, region: Region | None = None,
+                      overwrite: bool = False) -> Path:
+    """Write `raw/name` with imagesTr/labelsTr (imagesTs for unlabelled cases), `dataset.json`,
+    `lgesynth.json` and a patient-level, stratified `splits_final.json`; returns the folder."""
+    target = Path(raw) / name
+    _refuse_existing(target, overwrite)
+    partial = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        (partial / "imagesTr").mkdir(parents=True)
+        (partial / "labelsTr").mkdir()
+        for case in tqdm(cases, desc=f"Writing {name}", unit="case"):
+            _write_case(partial, case, set(labels.values()), info, region)
+        labelled = [c for c in cases if c.labels is not None]
+        write_json(partial / "dataset.json", {
+            "name": name, "channel_names": channel_names, "labels": labels,
+            "numTraining": len(labelled), "file_ending": ".nii.gz",
+            "overwrite_image_reader_writer": "SimpleITKIO",
+            "reference": reference, "licence": licence,
+            "converted_by": "nnunet-lgesynth"})
+        write_json(partial / "splits_final.json", make_splits(
+            [c.identifier for c in labelled], [c.stratum for c in labelled]))
+        write_info(partial, info)
+        _swap_in(partial, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error}); free some space or choose "
+                        "another nnUNet_raw. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    prefix = target.name.split("_")[0] + "_"
+    others = [p.name for p in target.parent.glob(prefix + "*") if p.name != target.name]
+    if others:
+        raise UserError(f"Dataset id {prefix[7:-1]} is taken by {others[0]}; choose another -d.")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; add --overwrite to replace it, or choose another -d.")
+
+
+def _swap_in(partial: Path, target: Path) -> None:
+    old = target.with_name(partial.name + ".old")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_case(folder: Path, case: SourceCase, allowed: set[int], info: DatasetInfo,
+                region: Region | None) -> None:
+    images = [_read(path, case.identifier) for path in case.images]
+    for path, image in zip(case.images, images):
+        _check_image(image, path, case.identifier)
+    labels = None
+    if case.labels is not None:
+        labels = _read(case.labels, case.identifier)
+        _check_labels(labels, images[0], allowed, info, case)
+    if region is not None:
+        images, labels = _crop(images, labels, info, region)
+    split = "Tr" if labels is not None else "Ts"
+    (folder / f"images{split}").mkdir(exist_ok=True)
+    for channel, image in enumerate(images):
+        sitk.WriteImage(image, str(folder / f"images{split}" /
+                                   f"{case.identifier}_{channel:04d}.nii.gz"))
+    if labels is not None:
+        sitk.WriteImage(sitk.Cast(labels, sitk.sitkUInt8),
+                        str(folder / "labelsTr" / f"{case.identifier}.nii.gz"))
+
+
+def _read(path: Path, identifier: str) -> sitk.Image:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{identifier}: {path} cannot be read as an image; is the file "
+                        "complete?") from error
+    if image.GetDimension() != 3:
+        raise UserError(f"{identifier}: {path} has {image.GetDimension()} dimensions, 3 are "
+                        "needed (slices stacked along the last axis).")
+    return image
+
+
+def _check_image(image: sitk.Image, path: Path, identifier: str) -> None:
+    values = sitk.GetArrayViewFromImage(image)
+    if not np.isfinite(values).all():
+        raise UserError(f"{identifier}: {path} holds NaN or infinite values; mend or drop it.")
+    if values.min() == values.max():
+        raise UserError(f"{identifier}: {path} is constant ({values.min()}); mend or drop it.")
+
+
+def _check_labels(labels: sitk.Image, image: sitk.Image, allowed: set[int], info: DatasetInfo,
+                  case: SourceCase) -> None:
+    what = f"{case.identifier}: {case.labels}"
+    for name in ("Size", "Spacing", "Origin", "Direction"):
+        a, b = (getattr(i, f"Get{name}")() for i in (image, labels))
+        if not np.allclose(a, b, atol=1e-3):
+            raise UserError(f"{what} has {name.lower()} {b}, its image {a}; they must agree: "
+                            "export both from the same series.")
+    found = {int(v) for v in np.unique(sitk.GetArrayViewFromImage(labels))}
+    if not found <= allowed:
+        raise UserError(f"{what} holds labels {sorted(found - allowed)}; allowed are "
+                        f"{sorted(allowed)}.")
+    if info.roles.cavity not in found or not found & set(info.roles.wall):
+        raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(found)}); "
+                        "mend it, or remove the file to convert the case without labels.")
+
+
+def _crop(images: list[sitk.Image], labels: sitk.Image | None, info: DatasetInfo,
+          region: Region) -> tuple[list[sitk.Image], sitk.Image | None]:
+    image = images[0]
+    centre = (np.array(image.GetSize()) - 1) / 2      # (x, y, z) in voxels
+    if labels is not None:
+        heart = np.isin(sitk.GetArrayViewFromImage(labels),
+                        [info.roles.cavity, *info.roles.wall])
+        centre[:2] = [axis.mean() for axis in np.nonzero(heart)[::-1]][:2]
+    spacing = np.array([region.spacing, region.spacing, image.GetSpacing()[2]])
+    size = [region.pixels, region.pixels, image.GetSize()[2]]
+    first = centre - (np.array(size) - 1) / 2 * spacing / np.array(image.GetSpacing())
+    first[2] = 0
+    grid = (size, sitk.Transform(), sitk.sitkLinear,
+            image.TransformContinuousIndexToPhysicalPoint(first.tolist()), spacing.tolist(),
+            image.GetDirection(), 0.0, sitk.sitkFloat32)
+    cropped = [sitk.Resample(i, *grid) for i in images]
+    if labels is not None:
+        labels = sitk.Resample(labels, *grid[:2], sitk.sitkLabelGaussian, *grid[3:7],
+                               sitk.sitkUInt8)
+    return cropped, labels
+
+
+def make_splits(identifiers: Sequence[str], strata: Iterable[str]) -> list[dict]:
+    """nnU-Net's `splits_final.json`: up to 5 folds, one patient in one validation set, strata
+    (pathological / normal) spread evenly; the same for the same input on every machine."""
+    order = sorted(zip(identifiers, strata))
+    names = np.array([i for i, _ in order])
+    groups = [s for _, s in order]
+    if len(set(identifiers)) != len(names) or len(names) < 2:
+        raise UserError(f"At least 2 labelled cases with different names are needed for a "
+                        f"split, got {len(names)}.")
+    counts = [groups.count(g) for g in set(groups)]
+    if min(counts) < 2:      # a stratum of one cannot be spread
+        groups, counts = ["all"] * len(names), [len(names)]
+    folds = StratifiedKFold(min(5, *counts) if len(counts) > 1 else min(5, len(names)),
+                            shuffle=True, random_state=SPLIT_SEED)
+    return [{"train": names[a].tolist(), "val": names[b].tolist()}
+            for a, b in folds.split(names, groups)]

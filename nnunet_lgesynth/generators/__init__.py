@@ -1,0 +1,1 @@
+"""Who paints: conditions in, drafts out."""

@@ -1,0 +1,1 @@
+"""The latent-diffusion inpainter; the only importer of diffusers and transformers."""

@@ -1,0 +1,1 @@
+"""What training draws from: accepted samples, their synthesis and their injection."""

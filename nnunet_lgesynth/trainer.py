@@ -1,0 +1,108 @@
+"""The base trainer: stock nnU-Net whose training set answers part of its cases from a pool.
+
+Only the narrowest hooks are used: the training set is wrapped, the pool grows between epochs, one
+row an epoch goes to `lgesynth.jsonl`. With `generator = None` nothing is wrapped at all.
+Settings come from class attributes; these environment variables change them for one run, the
+same way in every arm: LGESYNTH_EPOCHS, LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PROBABILITY,
+LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from its flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from time import time
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_lgesynth.config import InjectionConfig, UserError
+
+__all__ = ["LGESynthTrainer"]
+
+VALIDATION_SHARE = 5   # stock nnU-Net validates 50 iterations for 250 of training
+
+
+class LGESynthTrainer(nnUNetTrainer):
+    """Trains like `nnUNetTrainer`; `generator` names who paints: None, "paint" or "lgesynth"."""
+
+    generator: str | None = None
+    injection = InjectionConfig()
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):  # noqa: B008 (nnU-Net's signature)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        epochs = environment_number("LGESYNTH_EPOCHS", int, 1)
+        iterations = environment_number("LGESYNTH_ITERATIONS", int, 1)
+        probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
+        self.seed = environment_number("LGESYNTH_SEED", int, 0)
+        if epochs is not None:
+            self.num_epochs = epochs
+            self.save_every = min(self.save_every, max(1, epochs // 10))
+        if iterations is not None:
+            self.num_iterations_per_epoch = iterations
+            self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
+        if probability is not None:
+            self.injection = dataclasses.replace(self.injection, probability=probability)
+        if self.seed is not None:
+            self.injection = dataclasses.replace(self.injection, seed=self.seed)
+        self.engine = None
+
+    @property
+    def injects(self) -> bool:
+        return self.generator is not None and self.injection.probability > 0
+
+    def initialize(self):
+        if self.seed is not None and not self.was_initialized:
+            torch.manual_seed(self.seed)     # initial weights
+            np.random.seed(self.seed)
+        super().initialize()
+
+    def get_tr_and_val_datasets(self):
+        training, validation = super().get_tr_and_val_datasets()
+        if not self.injects:
+            if self.generator is not None:
+                self.print_to_log_file("WARNING: injection probability 0, this is a real-only run.")
+            return training, validation
+        from nnunet_lgesynth.pool.engine import Engine
+
+        self.engine = Engine.start(
+            generator=self.generator, injection=self.injection, plans=self.plans_manager.plans,
+            configuration=self.configuration_name, fold=self.fold, dataset_json=self.dataset_json,
+            preprocessed=Path(self.preprocessed_dataset_folder), training=training,
+            validation_identifiers=validation.identifiers, output=Path(self.output_folder),
+            device=self.device, log=self.print_to_log_file)
+        return self.engine.injected(training), validation
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.local_rank != 0:
+            return
+        row = {"epoch": self.current_epoch - 1, "probability": 0.0, "patches": None,
+               "injected_patches": 0, "injected_fraction": 0.0}
+        if self.engine is not None:
+            last = self.current_epoch >= self.num_epochs
+            row.update(self.engine.epoch_row(refill=not last))
+            self.print_to_log_file(self.engine.describe(row))
+        stamps = [self.logger.get_value(f"epoch_{e}_timestamps", step=-1) for e in ("start", "end")]
+        row.update(seconds_epoch=round(stamps[1] - stamps[0], 3), time=round(time(), 1))
+        with open(Path(self.output_folder) / "lgesynth.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def environment_number(name: str, kind: type, minimum: float):
+    """An environment variable as a number of `kind`, None where it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or value < minimum:
+        raise UserError(f"{name} must be a number of at least {minimum} ({kind.__name__}), not "
+                        f"{text!r}; correct or unset it.")
+    return value

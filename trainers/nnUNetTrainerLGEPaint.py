@@ -1,0 +1,7 @@
+"""Scars painted by rule."""
+
+from nnunet_lgesynth.trainer import LGESynthTrainer
+
+
+class nnUNetTrainerLGEPaint(LGESynthTrainer):
+    generator = "paint"
