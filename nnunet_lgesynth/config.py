@@ -76,8 +76,11 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not 1 <= self.sampler_steps <= 10:
-            raise UserError(f"sampler_steps must lie in 1..10, not {self.sampler_steps}.")
+        if not 1 <= self.reward_last_steps <= self.sampler_steps <= 10:
+            raise UserError("1 <= reward_last_steps <= sampler_steps <= 10 is required, not "
+                            f"{self.reward_last_steps} and {self.sampler_steps}.")
+        if min(self.batch_size, self.save_every) < 1 or min(self.crop_mm, self.feather_mm) <= 0:
+            raise UserError("batch_size, save_every, crop_mm and feather_mm must be positive.")
         halvings = len(self.network.unet_channels) - 1
         latent = self.crop_pixels / self.network.vae_factor
         if latent % 2 ** halvings:
@@ -98,6 +101,8 @@ class QCConfig:
     max_new_outside: int = 5        # pixels of scar found outside the feather, new to the source
     max_healthy_pixels: int = 5     # pixels of new scar allowed in a healthy re-inpainting
     min_pixels: int = 6             # smallest requested scar in one slice
+    min_contrast_share: float = 0.4  # realised over requested contrast
+    max_level_change: float = 0.25  # of a healthy repainting, normalised units
     label: str = "intended"         # or "predicted": the judge's scar inside the feather
 
     def __post_init__(self):
@@ -112,8 +117,8 @@ class InjectionConfig:
     """How often a training case is answered from the pool, and how the pool grows."""
 
     probability: float = 0.5        # at a full pool; scales with the pool until it is full
-    pool_cases: int = 48            # scarred cases at which the pool counts as full
-    cases_per_refill: int = 6       # scarred cases asked for between two epochs
+    pool_cases: int = 64            # scarred cases at which the pool counts as full
+    cases_per_refill: int = 8       # scarred cases asked for between two epochs
     prior: str = "sector"
     seed: int = 0
 
@@ -121,6 +126,9 @@ class InjectionConfig:
         if not 0 <= self.probability <= 1:
             raise UserError(f"The injection probability must lie in [0, 1], not "
                             f"{self.probability}.")
+        if min(self.pool_cases, self.cases_per_refill) < 1:
+            raise UserError("pool_cases and cases_per_refill must be at least 1, not "
+                            f"{self.pool_cases} and {self.cases_per_refill}.")
 
 
 _TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
@@ -151,7 +159,11 @@ def from_dict(cls, values: dict):
         if name == "network":
             value = from_dict(NetworkConfig, value)
         parsed[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**parsed)
+    try:
+        return cls(**parsed)
+    except TypeError as error:
+        raise UserError(f"{cls.__name__} is incomplete ({error}); it was written by another "
+                        "version of nnunet-lgesynth.") from error
 
 
 def config_hash(config) -> str:
@@ -164,8 +176,11 @@ def write_json(path: str | Path, value) -> None:
     """Write JSON so that a reader sees the old or the new file, never a part of it."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def generator_folder(results: str | Path, dataset: str, preset: str, plans: str,

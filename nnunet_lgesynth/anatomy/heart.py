@@ -5,8 +5,8 @@ Wall depth is 0 at the endocardium and 1 at the epicardium, from in-plane distan
 depth = d_endo / (d_endo + d_epi), each distance measured to the pixel's border.
 The angle is 0 at the anterior RV insertion and grows through the septum, so that the AHA walls are
 60 degrees each: anteroseptal, inferoseptal, inferior, inferolateral, anterolateral, anterior
-(Cerqueira et al., Circulation 2002;105:539). The insertion lies 30 degrees from the septal
-direction towards the anterior wall in that scheme.
+(Cerqueira et al., Circulation 2002;105:539). The insertion lies 30 degrees from the anterior
+direction and 60 from the septal one in that scheme.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
 __all__ = ["Case", "Fold", "nnunet_path"]
 
+FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
+
 
 @dataclass(frozen=True)
 class Case:
@@ -71,9 +73,10 @@ class Fold:
         try:
             name = maybe_convert_to_dataset_name(
                 int(dataset) if str(dataset).isdigit() else dataset)
-        except RuntimeError as error:
-            raise UserError(f"There is no dataset {dataset} in nnU-Net's folders; convert it "
-                            "first, see: lgesynth convert --help") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"There is not one dataset {dataset} in nnU-Net's folders; convert it "
+                            "first, see: lgesynth convert --help, or name it in full with "
+                            "-d.") from error
         base = nnunet_path("nnUNet_preprocessed") / name
         plan = _read_json(base / f"{plans}.json", f"nnUNetv2_plan_and_preprocess -d {dataset}")
         plan_text = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
@@ -101,6 +104,9 @@ class Fold:
 
     def read(self, identifier: str) -> Case:
         """One case, fully in memory."""
+        if not (self.folder / f"{identifier}.pkl").is_file():
+            raise UserError(f"There is no preprocessed case {identifier!r} in {self.folder}; cases "
+                            f"are named like {next(iter(self.train + self.val), 'Case_1')!r}.")
         data, seg, _, properties = self._files.load_case(identifier)
         image = np.asarray(data[:], np.float32)
         if not np.isfinite(image).all():
@@ -124,8 +130,8 @@ class Fold:
                                   chunks_seg=chunks_seg, blocks_seg=blocks_seg)
         else:
             self._files.save_case(image, labels, properties, stem)
-        return sorted(p for p in folder.iterdir()
-                      if p.name.split(".")[0] in (case.identifier, f"{case.identifier}_seg"))
+        files = [folder / f"{case.identifier}{ending}" for ending in FILE_ENDINGS]
+        return [p for p in files if p.is_file()]
 
     def class_locations(self, labels: np.ndarray) -> dict:
         """nnU-Net's own sample of foreground voxels for these labels (1, Z, Y, X)."""
@@ -194,7 +200,7 @@ def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[s
     if not path.is_file():             # nnU-Net makes the same one when training starts
         write_json(path, generate_crossval_split(identifiers, seed=12345, n_splits=5))
     splits = _read_json(path, "nnUNetv2_train, which creates it")
-    if int(fold) >= len(splits):
+    if str(fold) not in map(str, range(len(splits))):
         raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "
-                        f"{len(splits) - 1}; choose one with -f.")
+                        f"{len(splits) - 1}; choose one, or 'all', with -f.")
     return splits[int(fold)]["train"], splits[int(fold)]["val"]

@@ -8,9 +8,11 @@ each stack becomes an LV-centred crop resampled in plane.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,11 @@ def _swap_in(partial: Path, target: Path) -> None:
     old = target.with_name(partial.name + ".old")
     if target.exists():
         os.rename(target, old)
-    os.rename(partial, target)
+    try:
+        os.rename(partial, target)
+    finally:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -106,26 +112,41 @@ def _write_case(folder: Path, case: SourceCase, allowed: set[int], info: Dataset
     images = [_read(path, case.identifier) for path in case.images]
     for path, image in zip(case.images, images):
         _check_image(image, path, case.identifier)
+        _check_geometry(image, images[0], f"{case.identifier}: {path}")
     labels = None
     if case.labels is not None:
         labels = _read(case.labels, case.identifier)
-        _check_labels(labels, images[0], allowed, info, case)
+        _check_geometry(labels, images[0], f"{case.identifier}: {case.labels}")
+        labels = _checked_labels(labels, allowed, info, case)
     if region is not None:
         images, labels = _crop(images, labels, info, region)
     split = "Tr" if labels is not None else "Ts"
     (folder / f"images{split}").mkdir(exist_ok=True)
     for channel, image in enumerate(images):
-        sitk.WriteImage(image, str(folder / f"images{split}" /
-                                   f"{case.identifier}_{channel:04d}.nii.gz"))
+        _write(image, folder / f"images{split}" / f"{case.identifier}_{channel:04d}.nii.gz")
     if labels is not None:
-        sitk.WriteImage(sitk.Cast(labels, sitk.sitkUInt8),
-                        str(folder / "labelsTr" / f"{case.identifier}.nii.gz"))
+        _write(labels, folder / "labelsTr" / f"{case.identifier}.nii.gz")
+
+
+def _write(image: sitk.Image, path: Path) -> None:
+    """Write and read back: ITK cuts a NIfTI file short without a word when the disk is full."""
+    try:
+        sitk.WriteImage(image, str(path))
+        stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise OSError(f"{path.name} could not be written: is the disk full?") from error
+    if not np.array_equal(stored, sitk.GetArrayViewFromImage(image)):
+        raise OSError(f"{path.name} was cut short: is the disk full?")
 
 
 def _read(path: Path, identifier: str) -> sitk.Image:
     try:
+        if path.suffix == ".gz":           # ITK fills what a cut file lacks with zeros
+            with gzip.open(path) as file:
+                while file.read(1 << 20):
+                    pass
         image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{identifier}: {path} cannot be read as an image; is the file "
                         "complete?") from error
     if image.GetDimension() != 3:
@@ -142,21 +163,27 @@ def _check_image(image: sitk.Image, path: Path, identifier: str) -> None:
         raise UserError(f"{identifier}: {path} is constant ({values.min()}); mend or drop it.")
 
 
-def _check_labels(labels: sitk.Image, image: sitk.Image, allowed: set[int], info: DatasetInfo,
-                  case: SourceCase) -> None:
-    what = f"{case.identifier}: {case.labels}"
+def _check_geometry(image: sitk.Image, first: sitk.Image, what: str) -> None:
     for name in ("Size", "Spacing", "Origin", "Direction"):
-        a, b = (getattr(i, f"Get{name}")() for i in (image, labels))
+        a, b = (getattr(i, f"Get{name}")() for i in (first, image))
         if not np.allclose(a, b, atol=1e-3):
             raise UserError(f"{what} has {name.lower()} {b}, its image {a}; they must agree: "
                             "export both from the same series.")
-    found = {int(v) for v in np.unique(sitk.GetArrayViewFromImage(labels))}
-    if not found <= allowed:
-        raise UserError(f"{what} holds labels {sorted(found - allowed)}; allowed are "
-                        f"{sorted(allowed)}.")
-    if info.roles.cavity not in found or not found & set(info.roles.wall):
-        raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(found)}); "
+
+
+def _checked_labels(labels: sitk.Image, allowed: set[int], info: DatasetInfo,
+                    case: SourceCase) -> sitk.Image:
+    """The labels as uint8, if they are allowed ones and show a heart."""
+    what = f"{case.identifier}: {case.labels}"
+    found = np.unique(sitk.GetArrayViewFromImage(labels))
+    strange = [v for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in allowed)]
+    if strange:
+        raise UserError(f"{what} holds labels {strange[:5]}; allowed are {sorted(allowed)}.")
+    present = {round(v) for v in found.tolist()}
+    if info.roles.cavity not in present or not present & set(info.roles.wall):
+        raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(present)}); "
                         "mend it, or remove the file to convert the case without labels.")
+    return sitk.Cast(sitk.Round(sitk.Cast(labels, sitk.sitkFloat32)), sitk.sitkUInt8)
 
 
 def _crop(images: list[sitk.Image], labels: sitk.Image | None, info: DatasetInfo,
@@ -173,12 +200,23 @@ def _crop(images: list[sitk.Image], labels: sitk.Image | None, info: DatasetInfo
     first[2] = 0
     grid = (size, sitk.Transform(), sitk.sitkLinear,
             image.TransformContinuousIndexToPhysicalPoint(first.tolist()), spacing.tolist(),
-            image.GetDirection(), 0.0, sitk.sitkFloat32)
-    cropped = [sitk.Resample(i, *grid) for i in images]
-    if labels is not None:
-        labels = sitk.Resample(labels, *grid[:2], sitk.sitkLabelGaussian, *grid[3:7],
-                               sitk.sitkUInt8)
-    return cropped, labels
+            image.GetDirection())
+    cropped = [sitk.Resample(i, *grid, 0.0, sitk.sitkFloat32) for i in images]
+    return cropped, None if labels is None else _resample_labels(labels, grid, cropped[0])
+
+
+def _resample_labels(labels: sitk.Image, grid: tuple, like: sitk.Image) -> sitk.Image:
+    """The label with the largest linearly interpolated share of each pixel.
+
+    ITK's label interpolators weigh neighbouring slices too, which loses what one slice shows.
+    """
+    values = np.unique(sitk.GetArrayViewFromImage(labels))
+    shares = [sitk.GetArrayFromImage(sitk.Resample(
+        sitk.Cast(labels == int(v), sitk.sitkFloat32), *grid, float(v == 0), sitk.sitkFloat32))
+        for v in values]
+    result = sitk.GetImageFromArray(values[np.argmax(shares, axis=0)])
+    result.CopyInformation(like)
+    return result
 
 
 def make_splits(identifiers: Sequence[str], strata: Iterable[str]) -> list[dict]:

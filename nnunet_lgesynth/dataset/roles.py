@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_lgesynth.config import UserError, write_json
 
-__all__ = ["DatasetInfo", "Frame", "Roles", "guess_roles", "read_info", "write_info"]
+__all__ = ["DatasetInfo", "Frame", "Roles", "guess_roles", "read_info", "set_roles", "write_info"]
 
 FILE_NAME = "lgesynth.json"
 
@@ -38,8 +40,9 @@ class Roles:
         object.__setattr__(self, "other_wall", tuple(self.other_wall))
         values = [self.cavity, self.myocardium, self.scar, *self.other_wall]
         values += [v for v in (self.no_reflow, self.rv) if v is not None]
-        if len(set(values)) != len(values) or 0 in values:
-            raise UserError(f"Each role needs a label value of its own and none may be 0 "
+        if not all(isinstance(v, int) and v > 0 for v in values) or \
+                len(set(values)) != len(values):
+            raise UserError(f"Each role needs a label value of its own, a whole number above 0 "
                             f"(background), got {dataclasses.asdict(self)}.")
 
     @property
@@ -69,6 +72,9 @@ class Frame:
         for name in ("anterior", "septal"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
+            if value is not None and (len(value) != 2 or abs(math.hypot(*value) - 1) > 1e-3):
+                raise UserError(f"{name} must be a (row, column) direction of length 1, not "
+                                f"{value}.")
         if self.slices not in (None, "apex_to_base", "base_to_apex"):
             raise UserError("slices must be 'apex_to_base', 'base_to_apex' or null, not "
                             f"{self.slices!r}.")
@@ -104,16 +110,20 @@ def read_info(folder: str | Path) -> DatasetInfo:
 
 
 # Names seen in public datasets (EMIDEC, ACDC, MyoPS, M&Ms, LASCAR, MS-CMR), tried in this order.
+_LV = r"(lv|left.?ventric(le|ular))"
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "no_reflow": (r"no.?re.?flow", r"mvo", r"microvascular.*obstruction", r"pmo"),
-    "scar": (r"scar", r"infarct(ion)?", r"mi", r"fibrosis", r"lge", r"enhanc\w*", r"lesion"),
+    "scar": (r"scars?", r"infarct(s|ion|ed)?", r"mi", r"fibrosis", r"lge", r"enhanc\w*",
+             r"lesions?"),
     "rv": (r"rv.*", r"right.?ventric\w*.*"),
-    "cavity": (r"lv", r"lv.?(blood.?pool|cavity|blood|bp|endo\w*)", r"(blood.?pool|cavity)",
-               r"left.?ventric(le|ular)(.?(blood.?pool|cavity|blood))?"),
-    "myocardium": (r"(lv.?)?(normal|healthy|remote)?.?myo(cardium)?.?(normal|healthy|lv)?",
-                   r"left.?ventricular.?myocardium", r"lv.?wall", r"lvm(yo)?"),
+    "cavity": (_LV, rf"((whole|entire|full) )?({_LV}|heart)", r"lvc|lvbp",
+               rf"({_LV}.?)?(blood.?pool|cavity|blood|bp|endo(card\w*)?)"),
+    "myocardium": (rf"({_LV}.?)?(normal|healthy|remote)?.?myo(cardium)?.?(normal|healthy|lv)?",
+                   rf"({_LV}.?)?(wall|epi(card\w*)?)", r"lvm|mlv"),
     "other_wall": (r"o?edema", r"border.?zone", r"gr[ae]y.?zone"),
 }
+IN_WALL = ("no_reflow", "scar", "myocardium", "other_wall")
+IN_WORDS = ("no_reflow", "scar", "other_wall")   # e.g. "myocardial infarction", "LV scar"
 
 
 def _value_names(labels: dict) -> dict[int, str]:
@@ -139,23 +149,27 @@ def guess_roles(dataset_json: dict, told: dict[str, str | int] | None = None,
     channel : name or index of the LGE channel; default: the one named like LGE, or the only one.
     """
     names = _value_names(dataset_json["labels"])
-    roles: dict = {"other_wall": []}
-    for role, given in (told or {}).items():
-        roles[role] = _told_value(role, given, names)
+    roles: dict = {role: _told_value(role, given, names) for role, given in (told or {}).items()}
+    other_wall = [roles.pop("other_wall")] if "other_wall" in roles else []
     for value, name in names.items():
-        if value in roles.values() or value in roles["other_wall"]:
-            continue
         role = _role_of(name)
-        if role == "other_wall":
-            roles["other_wall"].append(value)
-        elif role is not None:
-            roles.setdefault(role, value)
+        if role is None or value in (*roles.values(), *other_wall):
+            continue
+        if role == "other_wall" or role in (told or {}):
+            other_wall += [value] if role in IN_WALL else []
+        elif role in roles:
+            raise UserError(
+                f"Labels {roles[role]} and {value} of {names} both look like {role}; say which "
+                f"it is, for example: lgesynth roles -d DATASET_ID --{role} {value}")
+        else:
+            roles[role] = value
     missing = [r for r in ("cavity", "myocardium", "scar") if r not in roles]
     if missing:
         raise UserError(
             f"No label is recognised as {', '.join(missing)} among {names}; name it, for "
             f"example: lgesynth roles -d DATASET_ID --{missing[0]} LABEL_NAME")
-    return Roles(lge_channel=_lge_channel(dataset_json["channel_names"], channel), **roles)
+    return Roles(lge_channel=_lge_channel(dataset_json["channel_names"], channel),
+                 other_wall=tuple(other_wall), **roles)
 
 
 def _told_value(role: str, given: str | int, names: dict[int, str]) -> int:
@@ -170,9 +184,8 @@ def _role_of(name: str) -> str | None:
     for role, patterns in SYNONYMS.items():
         if any(re.fullmatch(p, text) for p in patterns):
             return role
-    for role in ("no_reflow", "scar"):   # e.g. "myocardial infarction", "LV scar"
-        words = text.split()
-        if any(re.fullmatch(p, w) for p in SYNONYMS[role] for w in words):
+    for role in IN_WORDS:
+        if any(re.fullmatch(p, w) for p in SYNONYMS[role] for w in text.split()):
             return role
     return None
 
@@ -184,10 +197,29 @@ def _lge_channel(channel_names: dict, given: str | int | None) -> int:
     if given is not None:
         raise UserError(f"--channel {given}: no such channel; the dataset has {channel_names}.")
     hits = [int(i) for i, n in channel_names.items()
-            if re.search(r"\b(lge|de|dcmr|delayed|late)\b", str(n).lower().replace("_", " "))]
+            if re.search(r"\b(lge|de|psir|dcmr|delayed|late)\b", str(n).lower().replace("_", " "))]
     if len(hits) == 1:
         return hits[0]
     if len(channel_names) == 1:
         return int(next(iter(channel_names)))
     raise UserError(f"Which channel is LGE is not clear from {channel_names}; name it with: "
                     "lgesynth roles -d DATASET_ID --channel NAME_OR_INDEX")
+
+
+def set_roles(dataset: str, told: dict[str, str | int] | None = None,
+              channel: str | int | None = None) -> tuple[Path, Roles]:
+    """Write `lgesynth.json` into an existing raw dataset; a known orientation is kept.
+
+    Returns the file and the roles. `told` and `channel` as in `guess_roles`.
+    """
+    raw = os.environ.get("nnUNet_raw", "")
+    pattern = f"Dataset{int(dataset):03d}_*" if str(dataset).isdigit() else str(dataset)
+    found = [p for p in Path(raw).glob(pattern) if (p / "dataset.json").is_file()] if raw else []
+    if len(found) != 1:
+        raise UserError(f"{len(found)} datasets match {dataset} in nnUNet_raw={raw or '(not set)'}"
+                        ", exactly one with a dataset.json is needed.")
+    dataset_json = json.loads((found[0] / "dataset.json").read_text())
+    roles = guess_roles(dataset_json, told, channel)
+    known = (found[0] / FILE_NAME).is_file()
+    frame = read_info(found[0]).frame if known else Frame()
+    return write_info(found[0], DatasetInfo(roles, frame)), roles

@@ -21,47 +21,14 @@ from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT, caption
 from nnunet_lgesynth.anatomy.heart import Anatomy
+from nnunet_lgesynth.anatomy.intensities import Intensities
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
-from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.roles import Roles
 
 __all__ = ["CONTROL_CHANNELS", "Condition", "Crop", "Intensities", "Request", "conditions",
            "control_map", "extract", "feather", "paste", "paste_array"]
 
 CONTROL_CHANNELS = 4          # edge map, masked image, inpaint mask, contrast map
-WINDOW_MM = 90.0              # side of the square the intensity range is measured in
 SAME_PIXEL = 0.1              # relative difference up to which a crop is a plain window
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """normalised = (value - level) / scale, per stack."""
-
-    level: float
-    scale: float
-
-    @classmethod
-    def measure(cls, image: np.ndarray, labels: np.ndarray, anatomy: Anatomy,
-                roles: Roles) -> Intensities:
-        """From the LGE stack (Z, Y, X) and its labels."""
-        normal = image[(labels == roles.myocardium) & np.isfinite(anatomy.depth)]
-        if not len(normal):
-            raise UserError("The heart has no normal myocardium in a slice with a closed ring, "
-                            "so its intensity level is unknown; drop the case.")
-        half = [round(WINDOW_MM / 2 / s) for s in anatomy.spacing[1:]]
-        r, c = (round(v) for v in anatomy.lv_centre)
-        window = image[anatomy.rings, max(r - half[0], 0):r + half[0] + 1,
-                       max(c - half[1], 0):c + half[1] + 1]
-        low, high = np.percentile(window, [2, 98])
-        if not high > low:
-            raise UserError("The image is constant around the heart; drop the case.")
-        return cls(float(np.median(normal)), float(high - low) / 2)
-
-    def apply(self, values):
-        return (values - self.level) / self.scale
-
-    def invert(self, values):
-        return values * self.scale + self.level
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Find a generator by name with its judge, and refuse one that must not be used.
+
+"paint" is always there and needs neither a fit nor a judge. "lgesynth" is the newest fitted
+inpainter of the fold, or the one LGESYNTH_GENERATOR points to, with the segmenter it was tuned by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from nnunet_lgesynth.config import FitConfig, UserError, generator_folder
+from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
+
+__all__ = ["find_inpainter", "fit_generator", "load_generator", "usable_device"]
+
+
+def load_generator(name: str, fold: Fold, device: torch.device):
+    """(generator, judge or None) for a fold; raises `UserError` where one must be fitted first."""
+    if name == "paint":
+        return Painter(), None
+    if name != "lgesynth":
+        raise UserError(f"There is no generator {name!r}; choose 'paint' or 'lgesynth'.")
+    folder = find_inpainter(fold)
+    config = _read_config(folder)
+    _refuse_leak(config, fold, folder)
+    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
+
+    judge = Segmenter.load_fold(Path(config["reward"]["path"]), device)
+    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    return Inpainter.load(folder, device), judge
+
+
+def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str, config: FitConfig,
+                  reward: str | Path | None, device: str, resume: bool = False,
+                  dry_run: bool = False) -> Path:
+    """Fit the inpainter on a fold's training cases; returns its folder.
+
+    `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's.
+    """
+    opened = Fold.open(dataset, configuration, fold, plans)
+    results = nnunet_path("nnUNet_results")
+    folder = generator_folder(results, opened.dataset, config.preset, plans, configuration, fold)
+    reward = Path(reward) if reward else default_reward_folder(
+        results, opened.dataset, plans, configuration, fold)
+    target = usable_device(device)
+    judge = Segmenter.load_fold(reward, target)
+    judge.check_matches(opened.plans, configuration, opened.dataset_json, fold)
+    if not dry_run:
+        from nnunet_lgesynth.generators.inpaint.train import fit
+
+        fit(opened, config, folder, target, judge, resume=resume)
+    return folder
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a `-device` argument, refused where this machine does not have it."""
+    missing = (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available())
+    if missing:
+        raise UserError(f"-device {name}: this machine has none that PyTorch can use; "
+                        "add -device cpu.")
+    return torch.device(name)
+
+
+def find_inpainter(fold: Fold) -> Path:
+    """The fitted inpainter's folder for this fold."""
+    told = os.environ.get("LGESYNTH_GENERATOR")
+    remedy = (f"lgesynth fit -d {fold.dataset} -c {fold.configuration} -f {fold.fold} "
+              f"-p {fold.plans_name}")
+    if told:
+        if not (Path(told) / "config.json").is_file():
+            raise UserError(f"LGESYNTH_GENERATOR={told} holds no fitted generator (config.json); "
+                            f"run: {remedy}")
+        return Path(told)
+    pattern = generator_folder(nnunet_path("nnUNet_results"), fold.dataset, "*", fold.plans_name,
+                               fold.configuration, fold.fold)
+    fitted = sorted(pattern.parent.parent.glob(f"{pattern.parent.name}/{pattern.name}/config.json"),
+                    key=lambda p: p.stat().st_mtime)
+    if not fitted:
+        raise UserError(f"No generator is fitted for {fold.dataset}, {fold.configuration}, fold "
+                        f"{fold.fold}; run: {remedy}")
+    return fitted[-1].parent
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}/config.json is not readable ({error}); fit again.") from error
+
+
+def _refuse_leak(config: dict, fold: Fold, folder: Path) -> None:
+    seen = sorted(set(config["train"]) & set(fold.val) - set(fold.train))
+    if seen:
+        raise UserError(f"{folder} was fitted on {len(seen)} validation cases of fold {fold.fold} "
+                        f"(first: {seen[0]}), so results would be too good; fit one with "
+                        f"-f {fold.fold}.")

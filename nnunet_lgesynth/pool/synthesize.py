@@ -1,0 +1,174 @@
+"""case -> anatomy -> request -> condition -> draft -> verdict -> accepted sample.
+
+Each round asks for one lesion in one heart and for one region of another heart that is repainted
+but stays healthy (1:1, so that being repainted says nothing about the label). A lesion is painted
+in every slice it touches; slices that fail the quality control stay as they were, and a sample is
+accepted if at least one slice passed. Contrast and seed are drawn once a lesion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nnunet_lgesynth.anatomy.heart import Anatomy, describe
+from nnunet_lgesynth.anatomy.intensities import Intensities
+from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord, measure_scar
+from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
+from nnunet_lgesynth.config import QCConfig, UserError
+from nnunet_lgesynth.dataset.case import Case, Fold
+from nnunet_lgesynth.generators.condition import Request, conditions, paste_array
+from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
+
+__all__ = ["Heart", "Sample", "hearts_of", "measure_prior", "paint_case", "synthesize"]
+
+DRAWS = 20      # requests drawn for a heart before it is given up
+
+
+@dataclass(frozen=True)
+class Heart:
+    """A case with its geometry; `case.image` is (C, Z, Y, X)."""
+
+    case: Case
+    anatomy: Anatomy
+    intensities: Intensities
+
+    @classmethod
+    def of(cls, fold: Fold, case: Case) -> Heart:
+        roles = fold.info.roles
+        anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame)
+        if not anatomy.rings.any():
+            raise UserError(f"{case.identifier}: no slice has a closed myocardial ring (label "
+                            f"{roles.myocardium} around {roles.cavity}); are the roles right? "
+                            "See: lgesynth doctor")
+        return cls(case, anatomy, Intensities.measure(
+            case.image[roles.lge_channel], case.labels[0], anatomy, roles))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drafted lesion (or healthy repainting) with the verdict of each of its slices."""
+
+    kind: str                       # "scar" or "healthy"
+    source: str
+    case: Case                      # with the accepted slices in place
+    spec: ScarSpec
+    slices: tuple[int, ...]         # accepted
+    verdicts: dict[int, Verdict]    # every drafted slice
+    captions: dict[int, str]
+    changed: dict[int, tuple[int, int, int, int]]   # slice -> row and column bounds
+    seed: int
+
+    @property
+    def accepted(self) -> bool:
+        return bool(self.slices)
+
+    def record(self, generator: str) -> dict:
+        """The manifest line."""
+        return {"kind": self.kind, "source": self.source, "slices": list(self.slices),
+                "spec": dataclasses.asdict(self.spec), "seed": self.seed,
+                "captions": {str(z): t for z, t in self.captions.items()},
+                "changed": {str(z): list(b) for z, b in self.changed.items()},
+                "verdicts": {str(z): v.as_dict() for z, v in self.verdicts.items()},
+                "generator": generator}
+
+
+def hearts_of(fold: Fold, identifiers: Sequence[str]) -> Iterator[Heart]:
+    """Every case with a usable ring, in order; cases without one are passed over."""
+    for identifier in identifiers:
+        try:
+            yield Heart.of(fold, fold.read(identifier))
+        except UserError:
+            continue
+
+
+def measure_prior(fold: Fold, name: str) -> tuple[Prior, list[Heart]]:
+    """The prior fitted on the training cases' real scars, and the hearts one can paint into."""
+    records: list[ScarRecord] = []
+    paintable: list[Heart] = []
+    for heart in hearts_of(fold, fold.train):
+        image = heart.intensities.apply(heart.case.image[fold.info.roles.lge_channel])
+        record = measure_scar(heart.case.labels[0], image, heart.anatomy, fold.info.roles)
+        if record is not None:
+            records.append(record)
+        if heart.anatomy.paintable.sum() >= max(1, heart.anatomy.rings.sum() // 2):
+            paintable.append(heart)
+    if not paintable:
+        raise UserError(f"{fold.dataset} fold {fold.fold}: no training case has scar-free slices "
+                        "with a closed myocardial ring in at least half of its heart, so there is "
+                        "nothing to paint into; add scar-free cases.")
+    return Prior(name, tuple(records)), paintable
+
+
+def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Heart], judge,
+               config: QCConfig, rng: np.random.Generator) -> Iterator[Sample]:
+    """Endless drafts, scarred and healthy in turn, accepted or not; the caller stops it."""
+    while True:
+        for healthy in (False, True):
+            heart = hearts[rng.integers(len(hearts))]
+            request = _draw(prior, heart, config, rng)
+            if request is not None:
+                spec, mask = request
+                yield paint_case(fold, generator, heart, spec, mask, judge, config,
+                                 seed=int(rng.integers(2 ** 31)), healthy=healthy)
+
+
+def _draw(prior: Prior, heart: Heart, config: QCConfig, rng: np.random.Generator):
+    for _ in range(DRAWS):
+        spec = prior.draw(heart.anatomy, rng)
+        mask = paint_mask(heart.anatomy, spec)
+        if ((mask > 0).sum(axis=(1, 2)) >= config.min_pixels).any():
+            return spec, mask
+    return None
+
+
+def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.ndarray, judge,
+               config: QCConfig, seed: int, healthy: bool = False) -> Sample:
+    """Draft one request in every slice it touches, judge each slice, keep the accepted ones."""
+    roles = fold.info.roles
+    slices = [int(z) for z in np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)]
+    lge = heart.case.image[roles.lge_channel]
+    asked = conditions(lge, heart.anatomy, heart.intensities,
+                       Request(mask, spec.contrast, spec.no_reflow_contrast, healthy), slices,
+                       pixels=generator.pixels, mm=generator.mm, feather_mm=generator.feather_mm)
+    seeds = np.random.SeedSequence(seed).generate_state(len(slices)).tolist()
+    drafts = generator.drafts(asked, seeds)
+    after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
+    after[roles.lge_channel] = [paste_array(lge[z], d, c)
+                                for z, d, c in zip(slices, drafts, asked)]
+    before_judged, after_judged = _judge(judge, heart, slices, after)
+    image, labels = heart.case.image.copy(), heart.case.labels.copy()
+    verdicts, changed = {}, {}
+    for k, z in enumerate(slices):
+        painted = Painted(lge[z], after[roles.lge_channel, k], heart.case.labels[0, z], mask[z],
+                          asked[k].weight, spec.contrast, healthy, heart.intensities,
+                          before_judged[k], after_judged[k])
+        verdicts[z] = examine(painted, roles, config)
+        if verdicts[z].accepted:
+            image[:, z] = after[:, k]
+            labels[0, z] = accepted_labels(painted, roles, config)
+            changed[z] = _bounds(asked[k].weight > 0)
+    case = dataclasses.replace(heart.case, image=image, labels=labels)
+    return Sample("healthy" if healthy else "scar", heart.case.identifier, case, spec,
+                  tuple(changed), verdicts, {z: c.caption for z, c in zip(slices, asked)}, changed,
+                  seed)
+
+
+def _judge(judge, heart: Heart, slices: Sequence[int], after: np.ndarray):
+    """The judge's label maps before and after, or Nones without a judge."""
+    if judge is None:
+        return [None] * len(slices), [None] * len(slices)
+    both = np.concatenate([heart.case.image[:, slices], after], axis=1).swapaxes(0, 1)
+    maps = judge.predict(torch.from_numpy(np.ascontiguousarray(both)),
+                         centre=heart.anatomy.lv_centre)
+    maps = np.asarray(maps.cpu())
+    return maps[:len(slices)], maps[len(slices):]
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
