@@ -1,0 +1,53 @@
+"""Where the trainers lie, so that nnU-Net's own lookup finds them; imports no nnU-Net.
+
+nnU-Net searches its built-in trainers and then every folder in `nnUNet_extTrainer`. Installed, our
+folder is the package `nnunet_lgesynth.trainers`; in a plain checkout it is `trainers/` beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from nnunet_lgesynth.config import UserError
+
+__all__ = ["VARIABLE", "add_to_environment", "in_environment", "list_trainers", "trainers_folder"]
+
+VARIABLE = "nnUNet_extTrainer"
+
+
+def trainers_folder() -> Path:
+    """The folder that `nnUNet_extTrainer` must name; `UserError` where the install lacks it."""
+    spec = find_spec("nnunet_lgesynth.trainers")
+    candidates = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    candidates.append(Path(__file__).resolve().parents[1] / "trainers")
+    for folder in candidates:
+        if (folder / "nnUNetTrainerLGESynth.py").is_file():
+            return folder
+    raise UserError(f"The trainers' folder is missing (looked in {candidates[-1]}); install again: "
+                    "pip install --force-reinstall --no-deps nnunet-lgesynth")
+
+
+def list_trainers() -> list[tuple[str, str]]:
+    """(class name, what it does in one line) of every trainer, read without importing it."""
+    rows = []
+    for path in sorted(trainers_folder().glob("nnUNetTrainer*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        rows.append((path.stem, text.partition("\n")[0]))
+    return rows
+
+
+def in_environment() -> bool:
+    """Whether `nnUNet_extTrainer` names our folder already."""
+    folder = trainers_folder().resolve()
+    entries = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return any(Path(entry).resolve() == folder for entry in entries if entry.strip())
+
+
+def add_to_environment() -> None:
+    """Add our folder to `nnUNet_extTrainer` of this process and its children, after the others."""
+    if not in_environment():
+        entries = [e for e in os.environ.get(VARIABLE, "").split(os.pathsep) if e.strip()]
+        os.environ[VARIABLE] = os.pathsep.join([*entries, str(trainers_folder())])
