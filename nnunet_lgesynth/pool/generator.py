@@ -29,10 +29,10 @@ def load_generator(name: str, fold: Fold, device: torch.device):
     folder = find_inpainter(fold)
     config = _read_config(folder)
     _refuse_leak(config, fold, folder)
+    judge = Segmenter.load_fold(_judge_folder(config, fold), device)
+    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
-    judge = Segmenter.load_fold(Path(config["reward"]["path"]), device)
-    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
     return Inpainter.load(folder, device), judge
 
 
@@ -71,8 +71,7 @@ def usable_device(name: str) -> torch.device:
 def find_inpainter(fold: Fold) -> Path:
     """The fitted inpainter's folder for this fold."""
     told = os.environ.get("LGESYNTH_GENERATOR")
-    remedy = (f"lgesynth fit -d {fold.dataset} -c {fold.configuration} -f {fold.fold} "
-              f"-p {fold.plans_name}")
+    remedy = _fit_command(fold)
     if told:
         if not (Path(told) / "config.json").is_file():
             raise UserError(f"LGESYNTH_GENERATOR={told} holds no fitted generator (config.json); "
@@ -88,11 +87,44 @@ def find_inpainter(fold: Fold) -> Path:
     return fitted[-1].parent
 
 
+def _judge(config: dict, fold: Fold, folder: Path, device: torch.device) -> Segmenter:
+    """The segmenter the generator was tuned by."""
+    if config["reward"] is None:
+        raise UserError(f"{folder} was fitted without a reward segmenter, so nothing can judge its "
+                        f"samples; fit again: {_fit_command(fold)}")
+    checkpoint = Path(config["reward"]["checkpoint"])
+    judge = Segmenter.load_fold(checkpoint.parent, device, checkpoint.name)
+    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    if judge.hash != config["reward"]["hash"]:
+        raise UserError(f"{checkpoint} was trained anew after {folder} was fitted with it, so it "
+                        f"is another judge now; fit again: {_fit_command(fold)}")
+    return judge
+
+
+def _fit_command(fold: Fold) -> str:
+    return (f"lgesynth fit -d {fold.dataset} -c {fold.configuration} -f {fold.fold} "
+            f"-p {fold.plans_name}")
+
+
 def _read_config(folder: Path) -> dict:
     try:
-        return json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        missing = {"train", "reward"} - set(config)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{folder}/config.json is not readable ({error}); fit again.") from error
+    if missing:
+        raise UserError(f"{folder}/config.json lacks {sorted(missing)}; fit again.")
+    return config
+
+
+def _judge_folder(config: dict, fold: Fold) -> Path:
+    """Fold folder of the nnU-Net that tuned the inpainter; the default one where there was none, or
+    where the results were moved since."""
+    told = config["reward"]
+    if told and Path(told["checkpoint"]).is_file():
+        return Path(told["checkpoint"]).parent
+    return default_reward_folder(nnunet_path("nnUNet_results"), fold.dataset, fold.plans_name,
+                                 fold.configuration, fold.fold)
 
 
 def _refuse_leak(config: dict, fold: Fold, folder: Path) -> None:

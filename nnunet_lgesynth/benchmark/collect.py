@@ -1,0 +1,216 @@
+"""From a finished nnU-Net fold on disk to rows: one a patient, and one summary of its training.
+
+A fold's predictions (`validation/*.nii.gz`) are read beside the raw labels, and every arm is
+collected twice: as predicted, and as `<arm>+filter` after the volume filter, the same for all.
+Rows live in `cases_<dataset>.jsonl`; a row of the same arm, fold, seed, case, split and config
+hash is replaced, so collecting twice changes nothing and runs of different days add up.
+The training's own log (`lgesynth.jsonl`) and its pool's manifest tell what was injected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+import nnunet_lgesynth
+from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
+from nnunet_lgesynth.config import UserError, config_hash
+from nnunet_lgesynth.dataset.roles import Roles
+
+__all__ = ["FILTERED", "Recipe", "Training", "collect_cases", "merge_cases", "package_commit",
+           "read_cases", "read_json_lines", "training_summary"]
+
+FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
+KEY = ("arm", "fold", "seed", "case", "split", "config_hash")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes two trainings of one arm comparable; its hash is the rows' config hash."""
+
+    dataset: str
+    configuration: str
+    plans: str
+    trainer: str
+    epochs: int | None          # None: nnU-Net's own number
+    iterations: int | None
+    preset: str | None = None   # of the generator, None for arms without one
+    generator: str | None = None   # hash of the generator's settings
+    min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: an arm's fold under one seed, and nnU-Net's `fold_k` folder that holds it."""
+
+    arm: str
+    fold: int
+    seed: int
+    folder: Path
+    recipe: Recipe
+    device: str
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "validation"
+
+
+def collect_cases(training: Training, predictions: Path, labels: Path, cases: Iterable[str],
+                  roles: Roles, ending: str = ".nii.gz", split: str = "validation") -> list[dict]:
+    """Per-case rows of one training, as predicted and filtered.
+
+    Parameters
+    ----------
+    predictions, labels : folders with one `<case><ending>` each a case.
+    cases : identifiers to evaluate; a missing file raises `UserError`.
+    split : "validation" or "external".
+    """
+    raw, filtered = [], []
+    about = {"dataset": training.recipe.dataset, "split": split, "commit": package_commit(),
+             "preset": training.recipe.preset, "epochs": training.recipe.epochs,
+             "iterations": training.recipe.iterations, "device": training.device,
+             "date": date.today().isoformat()}
+    post_processed = replace(training.recipe, min_percent_of_wall=MIN_PERCENT_OF_WALL)
+    for case in cases:
+        truth, spacing = _read_labels(labels / f"{case}{ending}")
+        prediction, _ = _read_labels(predictions / f"{case}{ending}")
+        for rows, arm, recipe, labelled in (
+                (raw, training.arm, training.recipe, prediction),
+                (filtered, training.arm + FILTERED, post_processed,
+                 volume_filter(prediction, roles))):
+            rows.append({"arm": arm, "fold": training.fold, "seed": training.seed, "case": case,
+                         "config_hash": config_hash(recipe), **about,
+                         **case_metrics(truth, labelled, spacing, roles)})
+    return raw + filtered
+
+
+def merge_cases(path: str | Path, rows: Iterable[dict]) -> list[dict]:
+    """Put rows into a JSON-lines file, replacing those with the same key; returns all rows."""
+    path = Path(path)
+    merged = {tuple(r[k] for k in KEY): r for r in read_cases(path)}
+    merged.update({tuple(r[k] for k in KEY): r for r in rows})
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text("".join(json.dumps(r) + "\n" for r in merged.values()))
+    os.replace(partial, path)
+    return list(merged.values())
+
+
+def read_cases(path: str | Path) -> list[dict]:
+    """All rows of a per-case file; an absent file has none."""
+    return read_json_lines(Path(path)) if Path(path).is_file() else []
+
+
+def training_summary(training: Training) -> dict:
+    """What one training injected and what its pool's quality control said; JSON-ready.
+
+    Warm-up ends at the first epoch that reaches the run's largest injection probability. A fold
+    without `lgesynth.jsonl` (a stock trainer) has None everywhere.
+    """
+    log = _epochs(training.folder / "lgesynth.jsonl")
+    summary = {"arm": training.arm, "fold": training.fold, "seed": training.seed,
+               "trainer": training.recipe.trainer, "preset": training.recipe.preset,
+               "epochs": len(log) or None, **_injection(log), **_drafts(log),
+               "minutes": _total(log, "seconds_epoch", 1 / 60)}
+    return {**summary, **_pool(training.folder / "lgesynth_pool" / "manifest.jsonl")}
+
+
+def package_commit() -> str:
+    """The version, and the git commit where the package is run from its own checkout."""
+    version = nnunet_lgesynth.__version__
+    root = Path(nnunet_lgesynth.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return version
+    try:
+        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty",
+                               "--exclude=*"], capture_output=True, text=True, check=False)
+    except OSError:
+        return version
+    commit = done.stdout.strip()
+    return f"{version}+g{commit}" if done.returncode == 0 and commit else version
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON ({error}); mend or delete that "
+                                "line.") from error
+    return rows
+
+
+def _read_labels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; finish the training's validation (lgesynth train ... "
+                        "--val) or correct the folder.")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read as an image; write it anew.") from error
+    array = sitk.GetArrayFromImage(image)
+    if array.ndim != 3:
+        raise UserError(f"{path} has {array.ndim} dimensions, 3 are needed (slice, row, column).")
+    return array, tuple(image.GetSpacing()[::-1])
+
+
+def _epochs(path: Path) -> list[dict]:
+    """One row an epoch, in order; an epoch repeated after a resume counts once, the later run."""
+    rows = {r["epoch"]: r for r in read_json_lines(path)} if path.is_file() else {}
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _injection(log: list[dict]) -> dict:
+    if not log:
+        return dict.fromkeys(("injected_fraction", "injected_fraction_last",
+                              "injected_fraction_all", "unique_slices", "unique_cases"))
+    fractions = [r["injected_fraction"] or 0.0 for r in log]
+    probabilities = [r.get("probability") or 0.0 for r in log]
+    full = int(np.argmax(probabilities))
+    return {"injected_fraction": float(np.mean(fractions[full:])),
+            "injected_fraction_last": fractions[-1],
+            "injected_fraction_all": float(np.mean(fractions)),
+            "unique_slices": log[-1].get("unique_slices_served"),
+            "unique_cases": log[-1].get("unique_cases_served")}
+
+
+def _drafts(log: list[dict]) -> dict:
+    drafted, accepted = _total(log, "drafted"), _total(log, "accepted")
+    return {"drafted": drafted, "accepted": accepted,
+            "qc_pass_own": (accepted or 0) / drafted if drafted else None,
+            "seconds_synthesis": _total(log, "seconds_synthesis")}
+
+
+def _total(log: list[dict], name: str, factor: float = 1.0) -> float | None:
+    values = [r[name] for r in log if r.get(name) is not None]
+    return sum(values) * factor if values else None
+
+
+def _pool(manifest: Path) -> dict:
+    """Counts over the verdicts that the manifest keeps, and how often each check failed."""
+    lines = read_json_lines(manifest) if manifest.is_file() else []
+    verdicts = [v for line in lines for v in _verdicts(line)]
+    failed = Counter(name for v in verdicts for name, check in v.get("checks", {}).items()
+                     if not check["passed"])
+    return {"pool_cases": dict(Counter(line["kind"] for line in lines)),
+            "pool_slices": sum(len(line["slices"]) for line in lines),
+            "verdicts": len(verdicts), "verdicts_accepted": sum(v["accepted"] for v in verdicts),
+            "failed_checks": dict(failed),
+            "generators": sorted({str(line["generator"]) for line in lines if "generator" in line})}
+
+
+def _verdicts(line: dict) -> list[dict]:
+    found = line.get("verdicts", {})          # slice -> verdict, or a list of verdicts
+    return list(found.values()) if isinstance(found, dict) else found

@@ -1,0 +1,46 @@
+"""Predictions on an external test set, by nnU-Net's own predictor with the trained fold.
+
+Images are named as nnU-Net wants them (`<case>_0000.nii.gz`), labels `<case>.nii.gz`. One image at
+a time in this process: short-axis stacks are small, and no worker processes have to be fed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.discovery import add_to_environment
+
+__all__ = ["external_cases", "predict_external"]
+
+
+def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
+    """Identifiers of the test cases: every label file, each with its first channel's image."""
+    cases = sorted(p.name.removesuffix(ending) for p in Path(labels).glob(f"*{ending}"))
+    if not cases:
+        raise UserError(f"--labels {labels} holds no *{ending}; give the folder of label files.")
+    missing = [c for c in cases if not (Path(images) / f"{c}_0000{ending}").is_file()]
+    if missing:
+        raise UserError(f"--images {images} lacks {missing[0]}_0000{ending} (and "
+                        f"{len(missing) - 1} more); name images as nnU-Net does.")
+    return cases
+
+
+def predict_external(fold_folder: Path, images: Path, cases: list[str], out: Path, ending: str,
+                     channels: int, device: str) -> Path:
+    """Predict what is missing in `out` with one fold's final checkpoint; returns `out`."""
+    missing = [c for c in cases if not (out / f"{c}{ending}").is_file()]
+    if not missing:
+        return out
+    add_to_environment()      # the trainer class is looked up again
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    out.mkdir(parents=True, exist_ok=True)
+    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(
+        str(fold_folder.parent), use_folds=(fold_folder.name.removeprefix("fold_"),))
+    files = [[str(Path(images) / f"{case}_{i:04d}{ending}") for i in range(channels)]
+             for case in missing]
+    predictor.predict_from_files_sequential(files, [str(out / case) for case in missing])
+    return out

@@ -1,0 +1,229 @@
+"""What a benchmark still has to run: one `Job` a training or fit, a command with its variables.
+
+    OUT/seed_<s>/nnUNet_results/<dataset>/<trainer>__<plans>__<configuration>/fold_<k>
+
+Each seed has its own `nnUNet_results`, since nnU-Net has no seed and would overwrite. Generators
+stay in the user's `nnUNet_results`: one per fold, shared by the seeds. Stages run in order:
+0 trainings that need no generator, 1 the fits, 2 trainings that need one.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_lgesynth.benchmark.collect import Recipe, Training
+from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
+from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+
+__all__ = ["ARMS", "Job", "Settings", "check_generators", "fold_generator", "injects", "is_done",
+           "needs_generator", "plan", "training_job", "trainings"]
+
+ARMS = {"real": "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
+        "lgesynth": "nnUNetTrainerLGESynth"}
+STOCK = "nnUNetTrainer"
+DEFAULT_PLANS = "nnUNetPlans"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One benchmark; `dataset` is nnU-Net's full name, `out` its folder, seeds count from 0."""
+
+    dataset: str
+    configuration: str
+    arms: tuple[str, ...]
+    folds: tuple[int, ...]
+    seeds: int
+    out: Path
+    plans: str = DEFAULT_PLANS
+    preset: str = "gpu-2d"
+    device: str = "cuda"
+    epochs: int | None = None
+    iterations: int | None = None
+    images: Path | None = None      # external test set
+    labels: Path | None = None
+
+    def __post_init__(self):
+        wrong = [a for a in self.arms if a not in ARMS and not a.startswith("nnUNetTrainer")]
+        if wrong or not self.arms:
+            raise UserError(f"Unknown arm {wrong or '(none given)'}: choose among {sorted(ARMS)} "
+                            "or give a trainer's class name, nnUNetTrainer...; filtered arms are "
+                            "computed in any case.")
+        for name, values in (("arms", [self.trainer(a) for a in self.arms]),
+                             ("folds", self.folds)):
+            if len(set(values)) != len(values):
+                raise UserError(f"--{name} {values} names one twice; drop it.")
+        if self.seeds < 1 or not self.folds:
+            raise UserError(f"At least one seed and one fold are needed, not {self.seeds} and "
+                            f"{len(self.folds)}.")
+        if self.preset not in PRESETS:
+            raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
+        if (self.images is None) != (self.labels is None):
+            raise UserError("--images and --labels belong together: give both or neither.")
+
+    def trainer(self, arm: str) -> str:
+        return ARMS.get(arm, arm)
+
+    def recipe(self, arm: str) -> Recipe:
+        fitted = needs_generator(self.trainer(arm))
+        return Recipe(self.dataset, self.configuration, self.plans, self.trainer(arm), self.epochs,
+                      self.iterations, self.preset if fitted else None,
+                      config_hash(PRESETS[self.preset]) if fitted else None)
+
+    def fixed(self) -> dict:
+        """The settings that must stay the same for every run into one output folder."""
+        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset")
+        return {name: getattr(self, name) for name in names}
+
+    def command(self) -> str:
+        """The `lgesynth benchmark` command that these settings are."""
+        argv = ["lgesynth", "benchmark", "-d", self.dataset, "-c", self.configuration, "-p",
+                self.plans, "--arms", *self.arms, "--folds", *map(str, self.folds), "--seeds",
+                str(self.seeds), "--preset", self.preset, "-device", self.device,
+                *_budget(self), "-o", self.out.name]
+        if self.images is not None:
+            argv += ["--images", self.images.name, "--labels", self.labels.name]
+        return shlex.join(argv)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command: `argv`, the variables it needs beside nnU-Net's own, and its stage."""
+
+    name: str
+    stage: int
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+    def line(self) -> str:
+        """The job for a shell, variables in front."""
+        prefix = [f"{k}={shlex.quote(v)}" for k, v in self.env.items()]
+        return " ".join([*prefix, shlex.join(self.argv)])
+
+
+def plan(settings: Settings, folds: dict[int, Fold]) -> list[Job]:
+    """The missing jobs in the order they can run; `folds` maps each fold to its cases."""
+    jobs = []
+    for training in trainings(settings):
+        if not is_done(training.folder, folds[training.fold]):
+            jobs.append(training_job(settings, training))
+    for fold in settings.folds:
+        waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
+        if waiting and not (fold_generator(settings, fold) / "config.json").is_file():
+            jobs += _fit_jobs(settings, fold, folds[fold], {j.name for j in jobs})
+    return sorted(jobs, key=lambda job: job.stage)
+
+
+def trainings(settings: Settings) -> list[Training]:
+    """Every training of the benchmark, done or not."""
+    return [_training(settings, arm, fold, seed) for fold in settings.folds
+            for seed in range(settings.seeds) for arm in settings.arms]
+
+
+def training_job(settings: Settings, training: Training) -> Job:
+    """The command of one training; it goes on from a checkpoint where there is one."""
+    trainer = training.recipe.trainer
+    argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
+            settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
+            *_plans(settings), *_budget(settings)]
+    if (training.folder / "checkpoint_final.pth").is_file():
+        argv.append("--val")
+    elif (training.folder / "checkpoint_latest.pth").is_file():
+        argv.append("--c")
+    env = {"nnUNet_results": str(_results(settings, training.seed)),
+           "LGESYNTH_SEED": str(training.seed)}
+    if needs_generator(trainer):
+        env["LGESYNTH_GENERATOR"] = str(fold_generator(settings, training.fold))
+    name = f"{training.arm}_fold_{training.fold}_seed_{training.seed}"
+    return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env)
+
+
+def is_done(folder: Path, fold: Fold) -> bool:
+    """Whether a fold is trained and has a prediction and a score for every validation case."""
+    try:
+        summary = json.loads((folder / "validation" / "summary.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    ending = fold.dataset_json["file_ending"]
+    return ((folder / "checkpoint_final.pth").is_file()
+            and len(summary.get("metric_per_case", [])) >= len(fold.val)
+            and all((folder / "validation" / f"{case}{ending}").is_file() for case in fold.val))
+
+
+def needs_generator(trainer: str) -> bool:
+    """Whether a trainer draws from a fitted inpainter (nnUNetTrainerLGESynth and its kin)."""
+    return trainer.startswith(ARMS["lgesynth"])
+
+
+def injects(trainer: str) -> bool:
+    """Whether a trainer must have injected something: all of the plugin's but the real-only one."""
+    return trainer.startswith("nnUNetTrainerLGE") and trainer != ARMS["real"]
+
+
+def fold_generator(settings: Settings, fold: int) -> Path:
+    """The fold's generator, in the user's own results."""
+    return generator_folder(nnunet_path("nnUNet_results"), settings.dataset, settings.preset,
+                            settings.plans, settings.configuration, fold)
+
+
+def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
+    """Refuse a generator that was fitted on validation cases of the fold it is to serve."""
+    if not any(needs_generator(settings.trainer(arm)) for arm in settings.arms):
+        return
+    for number, fold in folds.items():
+        folder = fold_generator(settings, number)
+        if not (folder / "config.json").is_file():
+            continue                       # not fitted yet
+        try:
+            seen = json.loads((folder / "config.json").read_text())["train"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}/config.json does not tell which cases the generator was "
+                            f"fitted on ({error!r}); fit it again.") from error
+        leaked = sorted(set(seen) & set(fold.val))
+        if leaked:
+            raise UserError(f"{folder} was fitted on {len(leaked)} validation cases of fold "
+                            f"{number} (first: {leaked[0]}), so its arm would look too good; move "
+                            "the folder away and the benchmark fits a new one.")
+
+
+def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
+    recipe = settings.recipe(arm)
+    folder = (_results(settings, seed) / settings.dataset
+              / f"{recipe.trainer}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+    return Training(arm, fold, seed, folder, recipe, settings.device)
+
+
+def _fit_jobs(settings: Settings, fold: int, opened: Fold, planned: set[str]) -> list[Job]:
+    """The fit, and before it the real-only training that judges where neither is there yet."""
+    stock = (nnunet_path("nnUNet_results") / settings.dataset
+             / f"{STOCK}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+    reward, jobs = stock, []
+    if not (stock / "checkpoint_final.pth").is_file():
+        real = _training(settings, "real", fold, 0)
+        reward, job = real.folder, training_job(settings, real)
+        if job.name not in planned and not is_done(real.folder, opened):
+            jobs.append(job)
+    argv = [sys.executable, "-m", "nnunet_lgesynth", "fit", "-d", settings.dataset, "-c",
+            settings.configuration, "-f", str(fold), "--preset", settings.preset, "--reward",
+            str(reward), "-device", settings.device, *_plans(settings)]
+    if fold_generator(settings, fold).is_dir():
+        argv.append("--resume")
+    env = {"nnUNet_results": str(nnunet_path("nnUNet_results"))}
+    return [*jobs, Job(f"fit_{settings.preset}_fold_{fold}", 1, tuple(argv), env)]
+
+
+def _results(settings: Settings, seed: int) -> Path:
+    return settings.out / f"seed_{seed}" / "nnUNet_results"
+
+
+def _plans(settings: Settings) -> list[str]:
+    return [] if settings.plans == DEFAULT_PLANS else ["-p", settings.plans]
+
+
+def _budget(settings: Settings) -> list[str]:
+    flags = {"--epochs": settings.epochs, "--iterations": settings.iterations}
+    return [text for flag, value in flags.items() if value is not None
+            for text in (flag, str(value))]

@@ -1,0 +1,300 @@
+"""The benchmark on fabricated nnU-Net folders: what it plans, refuses, collects and reports.
+
+The trainings are written by hand (predictions, summary, log, a real pool); the path from there to
+the report, and the external predictions with a random network, are the real code.
+"""
+
+import json
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_lgesynth.benchmark.collect import read_cases
+from nnunet_lgesynth.benchmark.plan import ARMS, Job
+from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
+from nnunet_lgesynth.config import UserError, generator_folder
+from nnunet_lgesynth.dataset.case import Case, Fold
+from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
+from nnunet_lgesynth.pool.store import Pool
+
+NAME, SPLIT = "Dataset900_Toy", {"train": ["t0", "t1"], "val": ["v0", "v1", "v2", "v3"]}
+ROLES = Roles(cavity=1, myocardium=2, scar=3, no_reflow=4)
+DATASET_JSON = {"channel_names": {"0": "LGE"}, "file_ending": ".nii.gz", "numTraining": 6,
+                "labels": {"background": 0, "cavity": 1, "myocardium": 2, "infarct": 3,
+                           "no_reflow": 4}}
+ARCHITECTURE = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 2, "features_per_stage": [4, 8], "conv_op": "torch.nn.modules.conv.Conv2d",
+        "kernel_sizes": [[3, 3], [3, 3]], "strides": [[1, 1], [2, 2]], "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1], "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None,
+        "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True}},
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}
+RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+PLANS = {
+    "dataset_name": NAME, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+    "label_manager": "LabelManager", "experiment_planner_used": "ExperimentPlanner",
+    "foreground_intensity_properties_per_channel": {"0": {
+        "mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}},
+    "configurations": {"2d": {
+        "data_identifier": "nnUNetPlans_2d", "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2, "patch_size": [16, 16], "spacing": [1.0, 1.0], "batch_dice": True,
+        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": RESAMPLING, "resampling_fn_seg_kwargs": RESAMPLING,
+        "resampling_fn_probabilities_kwargs": RESAMPLING, "architecture": ARCHITECTURE}}}
+
+
+def heart(scar: int, no_reflow: int = 0) -> np.ndarray:
+    """(3, 16, 16) labels: 8 x 8 of wall around 4 x 4 of cavity; scar voxels in the middle slice."""
+    labels = np.zeros((3, 16, 16), np.uint8)
+    labels[:, 4:12, 4:12] = 2
+    labels[:, 6:10, 6:10] = 1
+    where = np.argwhere(labels[1] == 2)
+    for value, some in ((3, where[:scar]), (4, where[scar:scar + no_reflow])):
+        labels[1][tuple(some.T)] = value
+    return labels
+
+
+def write_image(path, array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.0, 1.0, 8.0))
+    sitk.WriteImage(image, str(path))
+
+
+TRUTH = {"v0": heart(20), "v1": heart(10, 4), "v2": heart(0), "v3": heart(0)}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """nnU-Net's three folders with a preprocessed toy dataset."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    raw, base = tmp_path / "nnUNet_raw" / NAME, tmp_path / "nnUNet_preprocessed" / NAME
+    cases = base / "nnUNetPlans_2d"
+    cases.mkdir(parents=True)
+    raw.mkdir()
+    write_info(raw, DatasetInfo(ROLES))
+    for path, value in ((base / "nnUNetPlans.json", PLANS), (base / "dataset.json", DATASET_JSON),
+                        (base / "splits_final.json", [SPLIT])):
+        path.write_text(json.dumps(value))
+    rng = np.random.default_rng(0)
+    for case in SPLIT["train"]:
+        nnUNetDatasetBlosc2.save_case(
+            rng.normal(size=(1, 3, 16, 16)).astype(np.float32), heart(6)[None].astype(np.int8),
+            {"spacing": [8.0, 1.0, 1.0], "class_locations": {}}, str(cases / case))
+    for case, labels in TRUTH.items():
+        write_image(raw / "labelsTr" / f"{case}.nii.gz", labels)
+    return tmp_path
+
+
+def fold_folder(workspace, arm: str, seed: int = 0):
+    return (workspace / "out" / f"seed_{seed}" / "nnUNet_results" / NAME
+            / f"{ARMS[arm]}__nnUNetPlans__2d" / "fold_0")
+
+
+def finish(workspace, arm: str, shift: int, fraction: float, seed: int = 0) -> None:
+    """A finished training: its predictions miss `shift` scar voxels."""
+    folder = fold_folder(workspace, arm, seed)
+    for case, truth in TRUTH.items():
+        prediction = truth.copy()
+        scar = np.argwhere(np.isin(truth, (3, 4)))[:shift]
+        prediction[tuple(scar.T)] = 2
+        write_image(folder / "validation" / f"{case}.nii.gz", prediction)
+    (folder / "validation" / "summary.json").write_text(
+        json.dumps({"metric_per_case": [{} for _ in TRUTH]}))
+    (folder / "checkpoint_final.pth").write_bytes(b"")
+    rows = [{"epoch": e, "probability": 0.5, "injected_fraction": fraction, "drafted": 8,
+             "accepted": 2, "unique_cases_served": 3, "seconds_epoch": 1.0} for e in range(2)]
+    (folder / "lgesynth.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n")
+
+
+def fill_pool(workspace, arm: str) -> None:
+    """Two cases in a real pool of a training, written by the pool itself."""
+    fold = Fold.open(NAME, "2d", 0)
+    pool = Pool(fold_folder(workspace, arm) / "lgesynth_pool", fold)
+    source = fold.read("t0")
+    for _ in range(2):
+        verdict = {"accepted": True, "checks": {}}
+        pool.add(Case("any", source.image + 1, heart(9, 3)[None], source.properties,
+                      source.spacing),
+                 {"kind": "scar", "source": "t0", "slices": [1], "verdicts": {"1": verdict},
+                  "generator": "abc"})
+
+
+def go(workspace, arms=("real", "paint"), **more):
+    options = {"preset": "demo", "device": "cpu", "epochs": 2, "iterations": 1, **more}
+    return benchmark(NAME, "2d", list(arms), [0], options.pop("seeds", 1), workspace / "out",
+                     **options)
+
+
+def words(line: str) -> tuple[dict[str, str], list[str]]:
+    """Variables and arguments of a plan line."""
+    parts = shlex.split(line)
+    variables = [p for p in parts if "=" in p and not p.startswith("-")]
+    return dict(p.split("=", 1) for p in variables), parts[len(variables):]
+
+
+def test_the_plan_lists_missing_jobs_in_an_order_that_can_run(workspace):
+    lines = go(workspace, ["real", "lgesynth", "paint"], seeds=2, plan_only=True)["plan"]
+    jobs = [words(line) for line in lines]
+    assert [argv[3] for _, argv in jobs] == ["train"] * 4 + ["fit"] + ["train"] * 2
+    assert not (workspace / "out").exists()
+    fit_env, fit = jobs[4]
+    assert fit_env == {"nnUNet_results": str(workspace / "nnUNet_results")}
+    assert fit[fit.index("--reward") + 1] == str(fold_folder(workspace, "real"))
+    assert fit[fit.index("--preset") + 1] == "demo"
+    generator = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
+    for seed, (env, argv) in enumerate(jobs[5:]):
+        assert env == {"LGESYNTH_SEED": str(seed), "LGESYNTH_GENERATOR": str(generator),
+                       "nnUNet_results": str(workspace / "out" / f"seed_{seed}" / "nnUNet_results")}
+        assert argv == [sys.executable, "-m", "nnunet_lgesynth", "train", NAME, "2d", "0", "-tr",
+                        "nnUNetTrainerLGESynth", "-device", "cpu", "--epochs", "2", "--iterations",
+                        "1"]
+    assert all("LGESYNTH_GENERATOR" not in env for env, _ in jobs[:4])
+
+
+def test_the_plan_uses_a_stock_checkpoint_and_adds_the_judge_where_none_is_asked(workspace):
+    lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
+    assert [words(line)[1][3] for line in lines] == ["train", "fit", "train"]
+    assert "nnUNetTrainerLGEReal" in lines[0]
+    stock = workspace / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
+    stock.mkdir(parents=True)
+    (stock / "checkpoint_final.pth").write_bytes(b"")
+    lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
+    assert [words(line)[1][3] for line in lines] == ["fit", "train"] and str(stock) in lines[0]
+
+
+def test_the_plan_resumes_what_was_interrupted(workspace):
+    finish(workspace, "real", 2, 0.0)
+    assert go(workspace, ["real"], plan_only=True)["plan"] == []
+    folder = fold_folder(workspace, "real")
+    (folder / "validation" / "v3.nii.gz").unlink()
+    assert words(go(workspace, ["real"], plan_only=True)["plan"][0])[1][-1] == "--val"
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+    assert words(go(workspace, ["real"], plan_only=True)["plan"][0])[1][-1] == "--c"
+
+
+def test_finished_trainings_go_through_to_a_report(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    fill_pool(workspace, "paint")
+    outcome = go(workspace)
+    rows = {(r["arm"], r["metric"]): r for r in json.loads(outcome["results"].read_text())}
+    real = (2 * 12 / (20 + 12) + 2 * 6 / (14 + 6)) / 2      # 8 voxels missed in both patients
+    assert rows["real", "dice_tp"]["value"] == pytest.approx(real, abs=1e-6)
+    assert rows["paint", "dice_tp_diff_vs_real"]["value"] > 0
+    assert rows["paint", "injected_fraction"]["value"] == 0.4
+    assert rows["paint", "qc_pass_own"]["value"] == 0.25
+    assert rows["real+filter", "dice"]["n"] == 4
+    assert rows["real", "dice"]["split"] == "validation, fold 0"
+    assert str(workspace) not in outcome["results"].read_text()
+    assert outcome["verdict"].startswith("No gain shown")       # two patients prove nothing
+    text = outcome["report"].read_text()
+    assert outcome["verdict"] in text and "data:image/png;base64," in text
+    before = read_cases(outcome["cases"])
+    assert len(before) == 2 * 2 * len(TRUTH)
+    go(workspace)
+    assert read_cases(outcome["cases"]) == before
+
+
+def test_seeds_of_another_day_are_added_up(workspace):
+    finish(workspace, "real", 8, 0.0)
+    assert go(workspace, ["real"])["rows"][0]["seeds"] == [0]
+    finish(workspace, "real", 2, 0.0, seed=1)
+    assert go(workspace, ["real"], seeds=2)["rows"][0]["seeds"] == [0, 1]
+
+
+def test_an_arm_that_injected_nothing_is_refused(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.0)
+    with pytest.raises(UserError, match=r"Arm paint.*not one training patch was injected"):
+        go(workspace)
+    assert not (workspace / "out" / "report.html").exists()
+
+
+def test_other_settings_need_another_folder(workspace):
+    finish(workspace, "real", 8, 0.0)
+    go(workspace, ["real"])
+    with pytest.raises(UserError, match=r"epochs 2 -> 3"):
+        go(workspace, ["real"], epochs=3)
+
+
+def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
+    folder = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"train": ["t0", "v1"], "val": []}))
+    with pytest.raises(UserError, match=r"1 validation cases of fold 0 \(first: v1\)"):
+        go(workspace, ["real", "lgesynth"], plan_only=True)
+    (folder / "config.json").write_text(json.dumps({"val": []}))
+    with pytest.raises(UserError, match="which cases"):
+        go(workspace, ["lgesynth"], plan_only=True)
+    (folder / "config.json").write_text(json.dumps({"train": ["t0", "t1"], "val": []}))
+    lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
+    assert [words(line)[1][3] for line in lines] == ["train"]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"arms": ["reel"]}, "Unknown arm"), ({"arms": ["real", "real"]}, "twice"),
+    ({"seeds": 0}, "one seed"), ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels")])
+def test_contradictions_are_named(workspace, change, message):
+    with pytest.raises(UserError, match=message):
+        go(workspace, change.pop("arms", ["real"]), plan_only=True, **change)
+
+
+def test_a_failing_job_stops_the_run_and_its_log_is_named(tmp_path):
+    def job(name, stage, code):
+        return Job(name, stage, (sys.executable, "-c", code), {"LGESYNTH_SEED": "7"})
+
+    show = "import os; print('seed', os.environ['LGESYNTH_SEED'])"
+    jobs = [job("first", 0, show), job("bad", 1, "raise SystemExit('no disk left')"),
+            job("never", 2, show)]
+    with pytest.raises(UserError, match=r"bad failed with exit code 1 \(no disk left\).*bad\.log"):
+        run_jobs(jobs, tmp_path / "logs")
+    assert "seed 7" in (tmp_path / "logs" / "first.log").read_text()
+    assert not (tmp_path / "logs" / "never.log").exists()
+
+
+def test_external_images_are_predicted_by_the_trained_network_and_scored(workspace):
+    finish(workspace, "real", 8, 0.0)
+    folder = fold_folder(workspace, "real")
+    plans = PlansManager(PLANS)
+    network = nnUNetTrainer.build_network_architecture(
+        plans, plans.get_configuration("2d"), 1, 5, enable_deep_supervision=False)
+    torch.save({"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+                "init_args": {"configuration": "2d"}, "inference_allowed_mirroring_axes": None},
+               folder / "checkpoint_final.pth")
+    (folder.parent / "plans.json").write_text(json.dumps(PLANS))
+    (folder.parent / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    images, labels = workspace / "images", workspace / "labels"
+    for case in ("e0", "e1"):
+        write_image(images / f"{case}_0000.nii.gz",
+                    np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
+        write_image(labels / f"{case}.nii.gz", heart(12))
+    outcome = go(workspace, ["real"], images=images, labels=labels)
+    external = [r for r in read_cases(outcome["cases"]) if r["split"] == "external"]
+    assert {(r["arm"], r["case"]) for r in external} == {
+        (arm, case) for arm in ("real", "real+filter") for case in ("e0", "e1")}
+    predicted = workspace / "out" / "seed_0" / "external" / "real" / "fold_0" / "e0.nii.gz"
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(predicted)))
+    row = next(r for r in external if (r["arm"], r["case"]) == ("real", "e0"))
+    assert row["predicted_voxels"] == np.isin(found, (3, 4)).sum()
+    assert {r["split"] for r in outcome["rows"]} == {"validation, fold 0", "external, fold 0"}
+    (images / "e1_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match="e1_0000"):
+        go(workspace, ["real"], images=images, labels=labels)

@@ -1,0 +1,115 @@
+"""Laws of the report: self-contained, complete, escaped, and nothing in it that was not given."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+from nnunet_lgesynth.benchmark.compare import compare
+from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
+
+CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0", "device": "cpu",
+           "command": "lgesynth benchmark", "versions": {"python": "3"}, "date": "2026-01-01"}
+
+
+def case_rows():
+    rng = np.random.default_rng(0)
+    rows = []
+    for arm, gain in (("real", 0.0), ("real+filter", 0.0), ("paint", 0.1), ("paint+filter", 0.1)):
+        for i in range(6):
+            scar, dice = i < 4, float(rng.uniform(0.3, 0.8) + gain)
+            rows.append({
+                "arm": arm, "fold": 0, "seed": 0, "case": f"<p{i}>", "split": "validation",
+                "preset": None, "dice": dice, "dice_tp": dice if scar else None,
+                "no_reflow_dice": None, "volume_error_percent": 1.0, "has_scar": scar,
+                "found_scar": True, "slices": [[0, 0.2 * scar, 0.3], [1, 0.0, 0.1]],
+                "true_percent": 10.0 * scar, "predicted_percent": 11.0, "true_ml": 1.0,
+                "predicted_ml": 2.0})
+    return rows
+
+
+TRAINING = {"arm": "paint", "fold": 0, "seed": 0, "epochs": 3, "injected_fraction": 0.312,
+            "injected_fraction_last": 0.4, "unique_slices": None, "unique_cases": 17,
+            "pool_slices": 55, "drafted": 40, "accepted": 10, "qc_pass_own": 0.25, "minutes": 2.5,
+            "failed_checks": {"dice": 7}}
+
+
+@pytest.fixture(scope="module")
+def report():
+    rows = case_rows()
+    return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)}, rows,
+                  [TRAINING], ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"}, "2 cores",
+                  "2026-01-01")
+
+
+class Checker(HTMLParser):
+    """Collects links and checks that tags nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_well_formed_file_without_outside_references(report, tmp_path):
+    picture = tmp_path / "sample.png"
+    imsave(picture, np.zeros((4, 4)))
+    path = write_report(tmp_path / "report.html", replace(report, pictures={"A scar": picture}))
+    text = path.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert all(link.startswith(("data:image/", "#")) for link in checker.links)
+    assert sum(link.startswith("data:image/png;base64,") for link in checker.links) == 1
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+    assert "prefers-color-scheme:dark" in text and 'name="viewport"' in text
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+def test_it_holds_verdict_arms_differences_trainings_cases_and_provenance(report, tmp_path):
+    text = write_report(tmp_path / "report.html", report).read_text()
+    assert report.comparisons["fold 0"].verdict[0] in text
+    assert text.index("gain shown") < text.index("<table>")
+    for arm in ("real", "real+filter", "paint", "paint+filter"):
+        assert f"<tr><td>{arm}</td>" in text
+    assert "paint+filter − real+filter" in text and "paint − real<" in text
+    for given in ("0.312", "17 cases", "55 slices in the pool", "0.25<small>of 40", "dice 7",
+                  "2 cores", "Every patient (24 rows)"):
+        assert given in text
+    assert text.count("<svg") == 3         # real+filter, paint, paint+filter
+    assert "currentColor" in text
+
+
+def test_text_from_files_is_escaped(report, tmp_path):
+    text = write_report(tmp_path / "report.html", report).read_text()
+    assert "&lt;p0&gt;" in text and "<p0>" not in text and "-tr &lt;X&gt;" in text
+
+
+def test_markdown_has_a_line_an_arm_and_the_values_of_the_rows(report):
+    rows = report.comparisons["fold 0"].rows
+    lines = markdown_table(rows).splitlines()
+    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    row = next(r for r in rows if (r["arm"], r["metric"]) == ("paint", "dice_tp"))
+    paint = next(line for line in lines if line.startswith("| paint |"))
+    assert f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" in paint
+    assert "| 0 2 0 4 |" in paint and "| – |" in paint     # counts; no patient has no-reflow
+
+
+def test_undefined_numbers_are_dashes_not_errors(tmp_path):
+    rows = [r for r in case_rows() if r["case"] == "<p5>" and r["arm"] == "real"]
+    comparison = compare(rows, CONTEXT, 30)
+    path = write_report(tmp_path / "report.html", Report(
+        "One patient", {"fold 0": comparison}, rows, [], [], {}, "", ""))
+    text = path.read_text()
+    assert "<td>–</td>" in text and "nan" not in text.lower().replace("finance", "")
+    assert "No comparison" in text
