@@ -1,3 +1,3 @@
-"""Synthetic myocardial scars for nnU-Net: paint them, check them, train with them, measure the gain."""
+"""Synthetic myocardial scars for nnU-Net: paint them, check them, train with them, compare."""
 
 __version__ = "0.1.0"

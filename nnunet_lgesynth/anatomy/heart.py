@@ -102,7 +102,8 @@ def _is_ring(wall: np.ndarray, cavity: np.ndarray) -> bool:
 def _wall_depth(wall: np.ndarray, cavity: np.ndarray, spacing) -> np.ndarray:
     half = float(np.mean(spacing)) / 2
     endo = ndimage.distance_transform_edt(~cavity, sampling=spacing) - half
-    epi = ndimage.distance_transform_edt(wall | cavity, sampling=spacing) - half
+    heart = np.pad(wall | cavity, 1)              # beyond the image is outside, too
+    epi = ndimage.distance_transform_edt(heart, sampling=spacing)[1:-1, 1:-1] - half
     depth = np.full(wall.shape, np.nan, np.float32)
     depth[wall] = (np.maximum(endo, 0) / (np.maximum(endo, 0) + np.maximum(epi, 0) + 1e-6))[wall]
     return depth

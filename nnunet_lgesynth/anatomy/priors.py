@@ -22,6 +22,7 @@ __all__ = ["PRIORS", "Prior", "ScarRecord", "measure_scar"]
 
 ANGLE_BINS = 36
 MIN_SCAR_VOXELS = 20
+SECTOR_MEAN_REACH = 0.78   # of the deepest, over angles and slices; records hold the mean
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,27 @@ def measure_scar(labels: np.ndarray, image: np.ndarray, anatomy: Anatomy,
     The extent is the number of 10-degree bins with scar, the transmurality the mean over those
     bins of the deepest scarred depth, both as medians over the scarred slices.
     """
-    scar = np.isin(labels, roles.scars) & np.isfinite(anatomy.depth)
+    ring = np.isfinite(anatomy.depth)
+    scar = np.isin(labels, roles.scars) & ring
     slices = np.flatnonzero(scar.any(axis=(1, 2)))
     if scar.sum() < MIN_SCAR_VOXELS:
         return None
     profiles = [_bins(scar[z], anatomy.angle[z], anatomy.depth[z]) for z in slices]
-    angle = anatomy.angle[scar]
-    normal = image[(labels == roles.myocardium) & np.isfinite(anatomy.depth)]
-    infarct = labels == roles.scar
-    core = labels == roles.no_reflow if roles.no_reflow is not None else np.zeros_like(scar)
-    level = np.median(image[normal_mask(labels, anatomy, roles)]) if len(normal) else 0.0
+    normal = image[(labels == roles.myocardium) & ring]
+    infarct, core = (image[(labels == value) & ring] for value in (roles.scar, roles.no_reflow))
+    normal_level = np.median(normal) if len(normal) else 0.0
     return ScarRecord(
-        angle=float(np.angle(np.exp(1j * angle.astype(float)).mean()) % (2 * np.pi)),
+        angle=float(np.angle(np.exp(1j * anatomy.angle[scar].astype(float)).mean())
+                    % (2 * np.pi)),
         extent=float(np.median([p[0] for p in profiles])),
         transmurality=float(np.median([p[1] for p in profiles])),
         slice_share=len(slices) / int(anatomy.rings.sum()),
         level=float(anatomy.level[slices].mean()),
-        burden=float(scar.sum() / np.isfinite(anatomy.depth).sum()),
-        no_reflow=float(core.sum() / np.isin(labels, roles.scars).sum()),
-        contrast=float(np.median(image[infarct]) - level) if infarct.any() else 0.0,
-        no_reflow_contrast=float(np.median(image[core]) - level) if core.any() else None,
+        burden=float(scar.sum() / ring.sum()),
+        no_reflow=len(core) / int(scar.sum()),
+        contrast=float(np.median(infarct) - normal_level) if len(infarct) else 0.0,
+        no_reflow_contrast=float(np.median(core) - normal_level) if len(core) else None,
         wall_sd=float(normal.std()) if len(normal) else 0.0)
-
-
-def normal_mask(labels: np.ndarray, anatomy: Anatomy, roles: Roles) -> np.ndarray:
-    """(Z, Y, X) bool: normal myocardium of ring slices."""
-    return (labels == roles.myocardium) & np.isfinite(anatomy.depth)
 
 
 def _bins(scar: np.ndarray, angle: np.ndarray, depth: np.ndarray) -> tuple[float, float]:
@@ -118,14 +114,12 @@ class Prior:
 
 
 def _common(record: ScarRecord, anatomy: Anatomy, rng: np.random.Generator) -> dict:
-    at = np.flatnonzero(anatomy.paintable)
-    length = np.clip(record.slice_share * rng.uniform(0.8, 1.25), 0, 1) * anatomy.rings.sum() + 0.5
+    length = np.clip(record.slice_share * rng.uniform(0.8, 1.2), 0, 1) * anatomy.rings.sum() + 0.2
     level = np.clip(record.level + rng.normal(0, 0.15), 0, 1)
-    nearest = at[np.argmin(np.abs(anatomy.level[at] - level))]
     core = record.no_reflow_contrast is not None
     return {
-        "extent": float(np.clip(record.extent * rng.uniform(0.75, 1.3), 0.25, 2 * np.pi)),
-        "slice": float(nearest + rng.uniform(-0.4, 0.4)), "length": float(max(length, 1.0)),
+        "extent": float(np.clip(record.extent * rng.uniform(0.8, 1.35), 0.25, 2 * np.pi)),
+        "slice": _centre_slice(anatomy, level, length, rng), "length": float(max(length, 1.0)),
         "contrast": record.contrast * float(rng.uniform(0.85, 1.15)),
         "no_reflow": float(np.clip(record.no_reflow * rng.uniform(0.7, 1.5), 0, 0.6)) if core
         else 0.0,
@@ -133,10 +127,18 @@ def _common(record: ScarRecord, anatomy: Anatomy, rng: np.random.Generator) -> d
         "texture": int(rng.integers(2 ** 31))}
 
 
+def _centre_slice(anatomy: Anatomy, level: float, length: float, rng) -> float:
+    """Near the level, but so that a lesion of this length lies inside the stack if it can."""
+    at, rings = np.flatnonzero(anatomy.paintable), np.flatnonzero(anatomy.rings)
+    nearest = at[np.argmin(np.abs(anatomy.level[at] - level))]
+    half = min((length - 1) / 2, (rings[-1] - rings[0]) / 2)
+    return float(np.clip(nearest + rng.uniform(-0.4, 0.4), rings[0] + half, rings[-1] - half))
+
+
 def _draw_sector(record: ScarRecord, anatomy: Anatomy, rng: np.random.Generator) -> ScarSpec:
+    deepest = record.transmurality / SECTOR_MEAN_REACH * rng.uniform(0.85, 1.15)
     return ScarSpec("sector", angle=float((record.angle + rng.normal(0, 0.35)) % (2 * np.pi)),
-                    transmurality=float(np.clip(record.transmurality * rng.uniform(0.85, 1.15),
-                                                0.15, 1)),
+                    transmurality=float(np.clip(deepest, 0.15, 1)),
                     **_common(record, anatomy, rng))
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.heart import Anatomy
 
@@ -20,6 +21,7 @@ __all__ = ["NO_REFLOW", "SCAR", "ScarSpec", "paint_mask"]
 SCAR, NO_REFLOW = 1, 2        # values of a request mask; 0 is no request
 WAVEFRONT_POWER = 4           # how square a sector's lateral border is
 BORDER_HARMONICS = 4          # waviness of a sector's borders
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ScarSpec:
     transmurality : depth reached (sector) or full thickness (ellipsoid), share of the wall.
     depth : wall depth of the ellipsoid's centre; a sector always starts at the endocardium.
     slice, length : centre and full length along the stack, in slices.
-    no_reflow : share of the lesion's angle and depth taken by a no-reflow core; 0 for none.
+    no_reflow : share of the lesion's volume taken by a no-reflow core; 0 for none.
     contrast, no_reflow_contrast : intensity above normal myocardium.
     texture : seed of the border's waviness.
     """
@@ -70,12 +72,11 @@ def paint_mask(anatomy: Anatomy, spec: ScarSpec) -> np.ndarray:
     around = np.mod(anatomy.angle - spec.angle + np.pi, 2 * np.pi) - np.pi
     usable = anatomy.paintable[:, None, None] & np.isfinite(anatomy.depth)
     with np.errstate(invalid="ignore"):
-        inside = _SHAPES[spec.shape]
-        mask = np.where(usable & inside(anatomy, spec, around, along), SCAR, 0)
+        lesion = usable & _SHAPES[spec.shape](anatomy, spec, around, along)
+        mask = np.where(lesion, SCAR, 0).astype(np.uint8)
         if spec.no_reflow > 0:
-            core = usable & (mask == SCAR) & _core(anatomy, spec, around, along)
-            mask[core] = NO_REFLOW
-    return mask.astype(np.uint8)
+            mask[_core(anatomy, spec, around, along, lesion)] = NO_REFLOW
+    return mask
 
 
 def _sector(anatomy: Anatomy, spec: ScarSpec, around, along) -> np.ndarray:
@@ -92,13 +93,14 @@ def _ellipsoid(anatomy: Anatomy, spec: ScarSpec, around, along) -> np.ndarray:
     return (around / (spec.extent / 2)) ** 2 + across ** 2 + along ** 2 <= 1
 
 
-def _core(anatomy: Anatomy, spec: ScarSpec, around, along) -> np.ndarray:
-    """No-reflow: mid-lesion and nearer the endocardium, never at the lesion's border."""
-    size = np.sqrt(spec.no_reflow)
-    half = max(spec.extent / 2 * size, 1e-6)
-    centre = 0.45 * spec.transmurality
-    across = (anatomy.depth - centre) / (0.45 * spec.transmurality * size)
-    return (around / half) ** 2 + across ** 2 + (along / size) ** 2 <= 1
+def _core(anatomy: Anatomy, spec: ScarSpec, around, along, lesion) -> np.ndarray:
+    """No-reflow: a smaller copy of the lesion inside it. As in patients it may lie on the
+    endocardium, but a rim of scar parts it from the rest of the wall."""
+    size = np.cbrt(spec.no_reflow)
+    smaller = dataclasses.replace(spec, extent=spec.extent * size,
+                                  transmurality=spec.transmurality * size)
+    core = _SHAPES[spec.shape](anatomy, smaller, around, along / size)
+    return core & ndimage.binary_erosion(lesion | anatomy.cavity, IN_PLANE) & lesion
 
 
 def _waviness(seed: int, angle: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ each stack becomes an LV-centred crop resampled in plane.
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import uuid
@@ -17,8 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *
         write_json(partial / "splits_final.json", make_splits(
             [c.identifier for c in labelled], [c.stratum for c in labelled]))
         write_info(partial, info)
-        _swap_in(partial, target)
+        swap_in(partial, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error}); free some space or choose "
                         "another nnUNet_raw. Nothing was changed.") from error
@@ -95,7 +96,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         raise UserError(f"{target} exists; add --overwrite to replace it, or choose another -d.")
 
 
-def _swap_in(partial: Path, target: Path) -> None:
+def swap_in(partial: Path, target: Path) -> None:
     old = target.with_name(partial.name + ".old")
     if target.exists():
         os.rename(target, old)
@@ -141,24 +142,26 @@ def _write(image: sitk.Image, path: Path) -> None:
 
 def _read(path: Path, identifier: str) -> sitk.Image:
     try:
-        if path.suffix == ".gz":           # ITK fills what a cut file lacks with zeros
-            with gzip.open(path) as file:
-                while file.read(1 << 20):
-                    pass
+        finite = _is_finite(path)
         image = sitk.ReadImage(str(path))
-    except (RuntimeError, EOFError, OSError, zlib.error) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, zlib.error, ImageFileError) as error:
         raise UserError(f"{identifier}: {path} cannot be read as an image; is the file "
                         "complete?") from error
+    if not finite:
+        raise UserError(f"{identifier}: {path} holds NaN or infinite values; mend or drop it.")
     if image.GetDimension() != 3:
         raise UserError(f"{identifier}: {path} has {image.GetDimension()} dimensions, 3 are "
                         "needed (slices stacked along the last axis).")
     return image
 
 
+def _is_finite(path: Path) -> bool:
+    """Read by nibabel: ITK turns NaN, and what a cut file lacks, into zeros without a word."""
+    return bool(np.isfinite(np.asanyarray(nibabel.load(path).dataobj)).all())
+
+
 def _check_image(image: sitk.Image, path: Path, identifier: str) -> None:
     values = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(values).all():
-        raise UserError(f"{identifier}: {path} holds NaN or infinite values; mend or drop it.")
     if values.min() == values.max():
         raise UserError(f"{identifier}: {path} is constant ({values.min()}); mend or drop it.")
 
@@ -176,9 +179,10 @@ def _checked_labels(labels: sitk.Image, allowed: set[int], info: DatasetInfo,
     """The labels as uint8, if they are allowed ones and show a heart."""
     what = f"{case.identifier}: {case.labels}"
     found = np.unique(sitk.GetArrayViewFromImage(labels))
-    strange = [v for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in allowed)]
+    strange = [f"{v:g}" for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in allowed)]
     if strange:
-        raise UserError(f"{what} holds labels {strange[:5]}; allowed are {sorted(allowed)}.")
+        raise UserError(f"{what} holds labels {', '.join(strange[:5])}; allowed are "
+                        f"{sorted(allowed)}.")
     present = {round(v) for v in found.tolist()}
     if info.roles.cavity not in present or not present & set(info.roles.wall):
         raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(present)}); "

@@ -166,9 +166,19 @@ def paste_array(image: np.ndarray, draft: np.ndarray, condition: Condition) -> n
 
 def _resample(images: torch.Tensor, coordinates, mode: str) -> torch.Tensor:
     """Sample images (B, C, H, W) at per-sample (rows, columns) pixel coordinates."""
-    height, width = images.shape[2:]
-    grids = [torch.stack(torch.meshgrid(2 * rows / (height - 1) - 1,
-                                        2 * columns / (width - 1) - 1, indexing="ij")[::-1], -1)
-             for rows, columns in coordinates]
-    grid = torch.stack(grids).to(images.device, images.dtype)           # (B, H', W', 2), (x, y)
-    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=True)
+    return torch.stack([_sample(image, rows, columns, mode)
+                        for image, (rows, columns) in zip(images, coordinates)])
+
+
+def _sample(image: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
+            mode: str) -> torch.Tensor:
+    """One image (C, H, W) on the grid of rows and columns; whole coordinates copy pixels."""
+    height, width = image.shape[1:]
+    if all(torch.equal(c, c.round()) for c in (rows, columns)):
+        rows, columns = (c.long().clamp(0, n - 1).to(image.device)
+                         for c, n in ((rows, height), (columns, width)))
+        return image[:, rows][:, :, columns]
+    grid = torch.stack(torch.meshgrid(2 * rows / (height - 1) - 1, 2 * columns / (width - 1) - 1,
+                                      indexing="ij")[::-1], -1)         # (H', W', 2), (x, y)
+    return F.grid_sample(image[None], grid[None].to(image.device, image.dtype), mode=mode,
+                         padding_mode="border", align_corners=True)[0]

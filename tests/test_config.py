@@ -1,0 +1,79 @@
+"""Settings are checked when made, survive JSON, and are written whole or not at all."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nnunet_lgesynth.config import (
+    PRESETS,
+    FitConfig,
+    InjectionConfig,
+    NetworkConfig,
+    QCConfig,
+    UserError,
+    config_hash,
+    from_dict,
+    generator_folder,
+    write_json,
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    config = PRESETS[name]
+    again = from_dict(FitConfig, json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config and config.preset == name
+    assert config_hash(again) == config_hash(config)
+
+
+def test_hash_tells_configs_apart():
+    hashes = {config_hash(c) for c in PRESETS.values()}
+    hashes.add(config_hash(dataclasses.replace(PRESETS["demo"], seed=1)))
+    assert len(hashes) == len(PRESETS) + 1
+
+
+@pytest.mark.parametrize("change", [
+    {"sampler_steps": 0}, {"sampler_steps": 11}, {"crop_pixels": 50}, {"healthy_share": 1.0},
+    {"caption_dropout": 1.5}, {"reward_last_steps": 9, "sampler_steps": 8}, {"batch_size": 0},
+    {"feather_mm": 0.0}])
+def test_contradictory_fit_is_refused(change):
+    with pytest.raises(UserError):
+        dataclasses.replace(PRESETS["demo"], **change)
+
+
+@pytest.mark.parametrize("channels", [(16,), (16, 32, 64, 128)])
+def test_vae_shrinks_by_two_or_four(channels):
+    with pytest.raises(UserError, match="2 or 4"):
+        dataclasses.replace(PRESETS["demo"].network, vae_channels=channels)
+
+
+@pytest.mark.parametrize("cls, values", [
+    (QCConfig, {"label": "best"}), (QCConfig, {"min_dice": 0.1, "max_source_dice": 0.2}),
+    (InjectionConfig, {"probability": 1.1}), (InjectionConfig, {"pool_cases": 0})])
+def test_contradictory_qc_and_injection_are_refused(cls, values):
+    with pytest.raises(UserError):
+        cls(**values)
+
+
+def test_foreign_json_is_refused():
+    values = dataclasses.asdict(PRESETS["demo"])
+    with pytest.raises(UserError, match=r"does not know.*colour"):
+        from_dict(FitConfig, {**values, "colour": 1})
+    with pytest.raises(UserError, match="incomplete"):
+        from_dict(NetworkConfig, {"latent_channels": 4})
+
+
+def test_write_json_replaces_whole_files(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": [1, 2]})
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert json.loads(path.read_text()) == {"x": [1, 2]}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_generator_folder_differs_by_all_that_matters():
+    base = ("results", "Dataset116_X", "demo", "nnUNetPlans", "2d", 0)
+    others = [(*base[:i], f"{base[i]}9", *base[i + 1:]) for i in range(6)]
+    assert len({generator_folder(*a) for a in [base, *others]}) == 7
