@@ -132,16 +132,16 @@ class InjectionConfig:
 
 
 _TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
-_SMALL = NetworkConfig((32, 64), 4, (64, 128, 128), 1, 32, 64, 2)
+_SMALL = NetworkConfig((16, 32), 4, (48, 96, 96), 1, 32, 64, 2)
 _LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
 
 PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     #         name       nets    crop              steps of vae, unet, controlnet, reward
     FitConfig("demo",    _TINY,  crop_pixels=48, batch_size=8, vae_steps=250, unet_steps=250,
-              controlnet_steps=350, reward_steps=20, learning_rate=5e-4, sampler_steps=6,
+              controlnet_steps=500, reward_steps=20, learning_rate=5e-4, sampler_steps=6,
               save_every=100),
-    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1200, unet_steps=1500,
-              controlnet_steps=2000, reward_steps=150),
+    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1500, unet_steps=1200,
+              controlnet_steps=2200, reward_steps=80),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
               controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, save_every=1000),
 )}

@@ -1,0 +1,144 @@
+"""Sampling: from a condition and a seed to a draft, in at most 10 steps of DPM-Solver++.
+
+`denoise` is the one step loop, for drafts and for the reward. What lies outside the region is
+known: after each step its latents are set to the source's, at the noise of that step, so that the
+inside is drawn to fit its surroundings.
+Guidance contrasts the caption against the empty caption, the control map kept in both: place and
+contrast are asked through the control map, and contrasting that as well would overshoot the
+contrast that was asked.
+The noise of a sample comes from its own seed, so it is the same alone and in a batch of 16.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler
+
+from nnunet_lgesynth.anatomy.priors import Prior
+from nnunet_lgesynth.config import FitConfig, UserError, from_dict
+from nnunet_lgesynth.generators.condition import Condition
+from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, latent_shape
+from nnunet_lgesynth.generators.inpaint.networks import Networks
+
+__all__ = ["Inpainter", "denoise", "half_precision", "paint"]
+
+BATCH = 16
+
+
+class Inpainter:
+    """The fitted generator: conditions in, drafts out; see `generators.paint.Painter`."""
+
+    name = "lgesynth"
+
+    def __init__(self, networks: Networks, config: FitConfig, prior: Prior, hash: str):
+        self.networks, self.config, self.prior, self.hash = networks, config, prior, hash
+        self.pixels, self.mm = config.crop_pixels, config.crop_mm
+        self.feather_mm = config.feather_mm
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device) -> Inpainter:
+        """Read a fitted `LGESynth_<preset>__<plans>__<configuration>/fold_k` folder."""
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            state = "is not fitted to its end" if folder.is_dir() else "does not exist"
+            raise UserError(f"The inpainter {folder} {state}; run: {_fit_command(folder)}")
+        try:
+            record = json.loads((folder / "config.json").read_text())
+            prior = Prior.from_dict(json.loads((folder / "prior.json").read_text()))
+            config = from_dict(FitConfig, record["config"])
+            return cls(Networks.load(folder, device), config, prior, record["hash"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"The inpainter {folder} is damaged ({error}); delete the folder and "
+                            f"run: {_fit_command(folder)}") from error
+
+    def drafts(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[np.ndarray]:
+        """One normalised draft (P, P) float32 a condition; sample k depends on k alone."""
+        return paint(self.networks, self.config, conditions, seeds)
+
+
+def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition],
+          seeds: Sequence[int]) -> list[np.ndarray]:
+    """Drafts (P, P) by these networks as they are now."""
+    result: list[np.ndarray] = []
+    for first in range(0, len(conditions), BATCH):
+        part = slice(first, first + BATCH)
+        noise = torch.stack([
+            torch.randn(latent_shape(config), generator=torch.Generator().manual_seed(int(seed)))
+            for seed in seeds[part]])
+        batch = collate(conditions[part], noise).to(networks.device)
+        with torch.no_grad(), half_precision(networks.device):
+            *_, latents = denoise(networks, batch, config)
+            images = networks.decode(latents)
+        result.extend(images[:, 0].float().cpu().numpy())
+    return result
+
+
+def denoise(networks: Networks, batch: Batch, config: FitConfig,
+            gradient_steps: int = 0) -> Iterator[torch.Tensor]:
+    """Yield the latents (B, C, p, p) after each step; the last ones are clean.
+
+    The last `gradient_steps` steps build a graph, if gradients are enabled at all.
+    """
+    scheduler = DPMSolverMultistepScheduler.from_config(networks.scheduler.config)
+    scheduler.set_timesteps(config.sampler_steps, device=networks.device)
+    with torch.no_grad():
+        known = networks.encode(batch.image)
+        region = F.max_pool2d(batch.region, networks.factor)
+        latents = _blend(networks, batch.noise, known, batch.noise, region,
+                         scheduler.timesteps[0])
+    allowed = torch.is_grad_enabled()
+    following = [*scheduler.timesteps[1:], None]
+    for i, (now, after) in enumerate(zip(scheduler.timesteps, following)):
+        learns = allowed and i >= config.sampler_steps - gradient_steps
+        with torch.set_grad_enabled(learns):
+            v = _guided_velocity(networks, batch, latents, now, config.guidance_scale)
+            latents = scheduler.step(v.float(), now, latents).prev_sample
+            latents = _blend(networks, latents, known, batch.noise, region, after)
+        yield latents
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 (float16 where there is none) on CUDA, nothing elsewhere."""
+    cuda = device.type == "cuda"
+    kind = torch.bfloat16 if not cuda or torch.cuda.is_bf16_supported() else torch.float16
+    return torch.autocast(device.type, dtype=kind, enabled=cuda)
+
+
+def _guided_velocity(networks: Networks, batch: Batch, latents: torch.Tensor,
+                     timestep: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale == 1:
+        steps = timestep.expand(len(latents))
+        return networks.velocity(latents, steps, networks.text.encode(batch.captions),
+                                 batch.control)
+    text = networks.text.encode((*batch.captions, *batch.unguided))
+    both = networks.velocity(torch.cat([latents] * 2), timestep.expand(2 * len(latents)), text,
+                             torch.cat([batch.control] * 2))
+    asked, null = both.chunk(2)
+    return null + scale * (asked - null)
+
+
+def _blend(networks: Networks, latents: torch.Tensor, known: torch.Tensor, noise: torch.Tensor,
+           region: torch.Tensor, timestep: torch.Tensor | None) -> torch.Tensor:
+    """Latents inside the region, the known ones at this timestep's noise outside of it."""
+    if timestep is not None:
+        signal, sigma = networks.signal(timestep.reshape(1))
+        known = signal * known + sigma * noise
+    return torch.where(region > 0, latents, known)
+
+
+def _fit_command(folder: Path) -> str:
+    parts = folder.parent.name.removeprefix("LGESynth_").split("__")
+    if len(parts) != 3 or not folder.name.startswith("fold_"):
+        return "lgesynth fit -d DATASET_ID -c 2d -f FOLD"
+    preset, plans, configuration = parts
+    plans_flag = "" if plans == "nnUNetPlans" else f" -p {plans}"
+    dataset = folder.parent.parent.name.removeprefix("Dataset").split("_")[0]
+    dataset = str(int(dataset)) if dataset.isdigit() else dataset
+    return (f"lgesynth fit -d {dataset} -c {configuration} -f {folder.name[5:]}{plans_flag} "
+            f"--preset {preset}")

@@ -1,0 +1,286 @@
+"""Fit the inpainter on one fold's training cases: one flat loop over the stages.
+
+    prior        real scars measured, prior.json
+    vae          crops -> latents and back; then the latents' scale
+    unet         latent diffusion of whole crops, with the small text encoder
+    controlnet   repaint scarred regions and, as often, healthy wall; all else frozen
+    reward       ControlNet fine-tuning by a frozen nnU-Net, see `tune`; skipped without one
+
+A stage is an objective: a module whose parameters are trained and whose forward gives the loss of
+one draw. The average of the weights over the steps is what a stage leaves to the next. Every
+`save_every` steps the state is saved in one rename, and since batch k depends on the seed and k
+alone, a resumed fit goes on as if it had never stopped. config.json comes last: a folder that has
+it is fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from nnunet_lgesynth import __version__
+from nnunet_lgesynth.config import FitConfig, UserError, config_hash, write_json
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.inpaint.batch import STAGES, Draws
+from nnunet_lgesynth.generators.inpaint.data import SliceSet, measure_prior, read_subjects
+from nnunet_lgesynth.generators.inpaint.networks import Networks, build, build_controlnet
+from nnunet_lgesynth.generators.inpaint.objectives import DiffusionObjective, VaeObjective
+from nnunet_lgesynth.generators.inpaint.progress import (
+    Progress,
+    draw_picture,
+    read_checkpoint,
+    write_checkpoint,
+)
+from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
+from nnunet_lgesynth.judge.segmenter import Segmenter
+
+__all__ = ["fit", "objective_of"]
+
+PRIOR = "sector"
+WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
+FLOOR = 0.1
+MAX_GRADIENT = 1.0
+ROW_EVERY = 10                # steps a row of metrics.json
+LOADER_WORKERS = 8            # on CUDA; a CPU fit makes its batches itself
+
+
+def objective_of(stage: str, networks: Networks, config: FitConfig,
+                 reward: Segmenter | None) -> nn.Module:
+    """The stage's objective, with gradients enabled for what it trains and nothing else."""
+    if stage == "reward":
+        objective: nn.Module = RewardObjective(networks, config, reward)
+    elif stage == "vae":
+        objective = VaeObjective(networks)
+    else:
+        objective = DiffusionObjective(networks, control=stage == "controlnet")
+    networks.train_only(*objective.trained)
+    return objective
+
+
+def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.device,
+        reward: Segmenter | None = None, resume: bool = False,
+        progress: Callable[[str, int, float], None] | None = None) -> dict:
+    """Fit into `folder`; returns what config.json says.
+
+    Parameters
+    ----------
+    reward : frozen nnU-Net of the same fold; without one the reward stage is skipped.
+    resume : go on where an interrupted fit stopped; a finished fit is returned as it is.
+    progress : called as (stage, steps done, loss) after every step.
+    """
+    folder = Path(folder)
+    if resume and (folder / "config.json").is_file():
+        return json.loads((folder / "config.json").read_text())
+    _refuse_existing(folder, resume)
+    if reward is not None:
+        reward.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    try:
+        return _fit(fold, config, folder, torch.device(device), reward, progress)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The fit in {folder} stopped ({error}); if the disk is full or not "
+                        "writable, mend that and go on with --resume.") from error
+
+
+def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
+         reward: Segmenter | None, progress) -> dict:
+    accelerator = _accelerator(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"config": dataclasses.asdict(config), "train": list(fold.train),
+                "reward": None if reward is None else
+                {"checkpoint": str(reward.source), "hash": reward.hash}}
+    state = _read_state(folder, identity)
+    torch.manual_seed(config.seed)
+    networks = build(config).to(accelerator.device)
+    record = Progress(folder, state.get("rows", []), state.get("minutes", {}))
+    subjects = read_subjects(fold, fold.train)
+    prior = measure_prior(subjects, fold, PRIOR)
+    slices = SliceSet.of(fold, config, prior, subjects)
+    if accelerator.is_main_process:
+        write_json(folder / "prior.json", prior.as_dict())
+        record.log(f"{len(subjects)} training cases, {len(slices.real)} ring slices, "
+                   f"{len(slices.scarred)} of them scarred, {len(prior.records)} scars in the "
+                   f"prior; device {accelerator.device}")
+    _restore_weights(networks, state)
+    done = state.get("done", [])
+    for stage in _stages(config, reward):
+        if stage in done:
+            continue
+        begun = state if state.get("stage") == stage else {}
+        if stage == "controlnet" and not begun:
+            torch.manual_seed(config.seed)
+            networks.controlnet = build_controlnet(networks.unet, networks.factor).to(
+                accelerator.device)
+        objective = objective_of(stage, networks, config, reward)
+        rate = config.reward_learning_rate if stage == "reward" else config.learning_rate
+        optimizer = torch.optim.AdamW(objective.parameters(), lr=rate, weight_decay=0.01)
+        average = EMAModel(objective.parameters(), decay=config.ema_decay)
+        model, optimizer = accelerator.prepare(objective, optimizer)
+        if begun:
+            optimizer.load_state_dict(begun["optimizer"])
+            average.load_state_dict(begun["average"])
+        average.to(accelerator.device)
+        draws = Draws(slices, stage, networks.snr(), accelerator.process_index)
+        first, before, clock = begun.get("step", 0), record.minutes.get(stage, 0.0), monotonic()
+        bar = tqdm(_loader(draws, first, accelerator.device), desc=f"Fitting {stage}",
+                   initial=first, total=len(draws), unit="step",
+                   disable=not accelerator.is_main_process)
+        for step, draw in enumerate(bar, first + 1):
+            _set_rate(optimizer, rate, step / len(draws))
+            loss = model(*(batch.to(accelerator.device) for batch in draw))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(objective.parameters(), MAX_GRADIENT)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.step(objective.parameters())
+            value = _finite(float(loss.detach()), stage, step)
+            record.minutes[stage] = before + (monotonic() - clock) / 60
+            record.add(value)
+            bar.set_postfix(loss=f"{value:.4f}")
+            last = step == len(draws)
+            if accelerator.is_main_process and (step % ROW_EVERY == 0 or last):
+                record.row(stage, step)
+            if accelerator.is_main_process and step % config.save_every == 0 and not last:
+                write_checkpoint(folder, _state(identity, networks, record, done, stage, step,
+                                                optimizer, average))
+                _picture(folder, networks, config, slices, record, stage, average, objective)
+            if progress is not None:
+                progress(stage, step, value)
+        average.copy_to(objective.parameters())
+        networks.train_only()
+        if stage == "vae":
+            _measure_latents(networks, slices)
+        done = [*done, stage]
+        if accelerator.is_main_process:
+            write_checkpoint(folder, _state(identity, networks, record, done))
+            draw_picture(folder / "progress.png", networks, config, slices, record.rows, stage)
+        accelerator.free_memory()
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return {}
+    return _finish(folder, fold, config, networks, record, identity)
+
+
+def _refuse_existing(folder: Path, resume: bool) -> None:
+    if (folder / "config.json").is_file():
+        raise UserError(f"{folder} is fitted already; use it as it is, or delete it to fit anew.")
+    if not resume and (folder / "state").is_dir():
+        raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
+
+
+def _accelerator(device: torch.device) -> Accelerator:
+    precision = "no"
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+
+
+def _stages(config: FitConfig, reward: Segmenter | None) -> list[str]:
+    return [s for s in STAGES if getattr(config, f"{s}_steps") > 0
+            and (s != "reward" or reward is not None)]
+
+
+def _loader(draws: Draws, first: int, device: torch.device) -> DataLoader:
+    workers = min(LOADER_WORKERS, (os.cpu_count() or 2) // 2) if device.type == "cuda" else 0
+    return DataLoader(draws, batch_size=None, sampler=range(first, len(draws)),
+                      num_workers=workers)
+
+
+def _set_rate(optimizer, rate: float, share: float) -> None:
+    if share < WARM_UP:
+        factor = share / WARM_UP
+    else:
+        turn = math.pi * (share - WARM_UP) / (1 - WARM_UP)
+        factor = FLOOR + (1 - FLOOR) * (1 + math.cos(turn)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = rate * factor
+
+
+def _finite(loss: float, stage: str, step: int) -> float:
+    if not math.isfinite(loss):
+        raise UserError(f"The loss of stage {stage} is {loss} at step {step}; lower learning_rate "
+                        "and fit anew.")
+    return loss
+
+
+@torch.no_grad()
+def _measure_latents(networks: Networks, slices: SliceSet) -> None:
+    networks.set_latent_scale(0.0, 1.0)
+    latents = torch.cat([networks.encode(torch.from_numpy(item.condition.source)[None, None]
+                                         .to(networks.device)).float() for item in slices.real])
+    networks.set_latent_scale(float(latents.mean()), float(1 / latents.std()))
+
+
+def _state(identity: dict, networks: Networks, record: Progress, done: list[str],
+           stage: str | None = None, step: int = 0, optimizer=None, average=None) -> dict:
+    return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
+            "weights": {name: m.state_dict() for name, m in networks.modules.items()},
+            "latents": (networks.vae.config.shift_factor, networks.vae.config.scaling_factor),
+            "rows": record.rows, "minutes": record.minutes,
+            "optimizer": optimizer and optimizer.state_dict(),
+            "average": average and average.state_dict()}
+
+
+def _read_state(folder: Path, identity: dict) -> dict:
+    state = read_checkpoint(folder) or {}
+    if state and json.loads(state["identity"]) != json.loads(json.dumps(identity)):
+        theirs = json.loads(state["identity"])
+        changed = [k for k in identity if theirs[k] != json.loads(json.dumps(identity[k]))]
+        raise UserError(f"The interrupted fit in {folder} had another {' and '.join(changed)}; "
+                        "resume it with the same, or delete the folder.")
+    return state
+
+
+def _restore_weights(networks: Networks, state: dict) -> None:
+    if state:
+        for name, module in networks.modules.items():
+            module.load_state_dict(state["weights"][name])
+        networks.set_latent_scale(*state["latents"])
+
+
+def _picture(folder: Path, networks: Networks, config: FitConfig, slices: SliceSet,
+             record: Progress, stage: str, average: EMAModel, objective: nn.Module) -> None:
+    """progress.png in the middle of a stage, by the averaged weights."""
+    average.store(objective.parameters())
+    average.copy_to(objective.parameters())
+    networks.train_only()
+    draw_picture(folder / "progress.png", networks, config, slices, record.rows, stage)
+    average.restore(objective.parameters())
+    networks.train_only(*objective.trained)
+
+
+def _finish(folder: Path, fold: Fold, config: FitConfig, networks: Networks, record: Progress,
+            identity: dict) -> dict:
+    networks.save(folder)
+    result = {"format": 1, "hash": _hash(folder, config), **identity, "val": list(fold.val),
+              "dataset": fold.dataset, "plans_name": fold.plans_name,
+              "configuration": fold.configuration, "fold": fold.fold, "prior": PRIOR,
+              "version": __version__,
+              "minutes": {k: round(v, 2) for k, v in record.minutes.items()}}
+    record.log(f"fitted, generator {result['hash']}")
+    write_json(folder / "config.json", result)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    return result
+
+
+def _hash(folder: Path, config: FitConfig) -> str:
+    digest = sha256(config_hash(config).encode())
+    for path in sorted(folder.glob("*/*.safetensors")):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,21 @@
+"""A tiny inpainter configuration, and slices of a tiny fold, for the tests of the inpainter."""
+
+import dataclasses
+
+from nnunet_lgesynth.config import FitConfig, NetworkConfig
+from nnunet_lgesynth.generators.inpaint.data import SliceSet, measure_prior, read_subjects
+
+__all__ = ["tiny_config", "tiny_slices"]
+
+
+def tiny_config(vae_factor: int = 2, **changes) -> FitConfig:
+    """Crops of 32 pixels, networks of a few thousand weights, three steps a stage."""
+    network = NetworkConfig((8,) * (1 if vae_factor == 2 else 2) + (16,), 2, (16, 32), 1, 16, 16, 1)
+    config = FitConfig("tiny", network, crop_pixels=32, batch_size=4, vae_steps=3, unet_steps=3,
+                       controlnet_steps=3, reward_steps=2, sampler_steps=3, save_every=2)
+    return dataclasses.replace(config, **changes)
+
+
+def tiny_slices(fold, config: FitConfig) -> SliceSet:
+    subjects = read_subjects(fold, fold.train)
+    return SliceSet.of(fold, config, measure_prior(subjects, fold, "sector"), subjects)
