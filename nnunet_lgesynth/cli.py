@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
+        if arguments.run in (_fit, _train, _benchmark):
+            _require_folders()
         return arguments.run(arguments) or 0
     except UserError as error:
         print(f"lgesynth: error: {error}", file=sys.stderr)
@@ -64,6 +66,12 @@ def _fold_flags(parser, fold: bool = True) -> None:
     if fold:
         parser.add_argument("-f", required=True, type=_fold, metavar="FOLD",
                             help="fold number or 'all'")
+
+
+def _require_folders() -> None:
+    from nnunet_lgesynth.dataset.case import nnunet_path
+
+    _ = nnunet_path("nnUNet_preprocessed"), nnunet_path("nnUNet_results")
 
 
 def _device_flag(parser) -> None:
@@ -227,8 +235,9 @@ def _add_train(commands) -> None:
                                  epilog="Every other flag goes to nnUNetv2_train.")
     parser.add_argument("dataset")
     parser.add_argument("configuration")
-    parser.add_argument("fold")
+    parser.add_argument("fold", type=_fold)
     parser.add_argument("-tr", default="nnUNetTrainerLGESynth", metavar="TRAINER")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     _budget_flags(parser)
     parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
     parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
@@ -237,18 +246,20 @@ def _add_train(commands) -> None:
 
 
 def _train(arguments) -> int:
-    from nnunet_lgesynth.discovery import add_to_environment
+    from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.discovery import add_to_environment, list_trainers
 
+    if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later and less readably
+        Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
     add_to_environment()
-    for flag in ("epochs", "iterations", "seed", "probability", "generator"):
-        value = getattr(arguments, flag)
-        if value is not None:
-            os.environ[f"LGESYNTH_{flag.upper()}"] = str(value)
+    given = {f: getattr(arguments, f) for f in ("epochs", "iterations", "seed", "probability",
+                                                "generator")}
+    os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items() if v is not None})
     from nnunetv2.run.run_training import run_training_entry
 
     before = sys.argv
-    sys.argv = ["nnUNetv2_train", arguments.dataset, arguments.configuration, arguments.fold,
-                "-tr", arguments.tr, *arguments.rest]
+    sys.argv = ["nnUNetv2_train", arguments.dataset, arguments.configuration, str(arguments.fold),
+                "-tr", arguments.tr, "-p", arguments.p, *arguments.rest]
     try:
         run_training_entry()
     finally:

@@ -23,6 +23,7 @@ from nnunet_lgesynth.config import InjectionConfig, UserError
 
 __all__ = ["LGESynthTrainer"]
 
+LOG_FILE = "lgesynth.jsonl"
 VALIDATION_SHARE = 5   # stock nnU-Net validates 50 iterations for 250 of training
 
 
@@ -57,8 +58,8 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def initialize(self):
         if self.seed is not None and not self.was_initialized:
-            torch.manual_seed(self.seed)     # initial weights
-            np.random.seed(self.seed)
+            torch.manual_seed(self.seed)     # initial weights, the same on every rank
+            np.random.seed([self.seed, self.local_rank])
         super().initialize()
 
     def get_tr_and_val_datasets(self):
@@ -67,15 +68,20 @@ class LGESynthTrainer(nnUNetTrainer):
             if self.generator is not None:
                 self.print_to_log_file("WARNING: injection probability 0, this is a real-only run.")
             return training, validation
-        from nnunet_lgesynth.pool.engine import Engine
+        from nnunet_lgesynth.pool.engine import attach
 
-        self.engine = Engine.start(
+        self.engine, training = attach(
             generator=self.generator, injection=self.injection, plans=self.plans_manager.plans,
             configuration=self.configuration_name, fold=self.fold, dataset_json=self.dataset_json,
             preprocessed=Path(self.preprocessed_dataset_folder), training=training,
             validation_identifiers=validation.identifiers, output=Path(self.output_folder),
-            device=self.device, log=self.print_to_log_file)
-        return self.engine.injected(training), validation
+            device=self.device, log=self.print_to_log_file, rank=self.local_rank)
+        return training, validation
+
+    def on_train_start(self):
+        super().on_train_start()
+        if self.local_rank == 0:
+            _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
 
     def on_epoch_end(self):
         super().on_epoch_end()
@@ -89,8 +95,27 @@ class LGESynthTrainer(nnUNetTrainer):
             self.print_to_log_file(self.engine.describe(row))
         stamps = [self.logger.get_value(f"epoch_{e}_timestamps", step=-1) for e in ("start", "end")]
         row.update(seconds_epoch=round(stamps[1] - stamps[0], 3), time=round(time(), 1))
-        with open(Path(self.output_folder) / "lgesynth.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(Path(self.output_folder) / LOG_FILE, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            self.print_to_log_file(f"WARNING: no row of {LOG_FILE} for this epoch ({error}).")
+
+
+def _drop_rows_from(path: Path, epoch: int) -> None:
+    """Forget the epochs that are trained again, after `--c` or from the start, and half rows."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["epoch"] < epoch:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    partial = path.with_suffix(".part")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
 
 
 def environment_number(name: str, kind: type, minimum: float):

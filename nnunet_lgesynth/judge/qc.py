@@ -1,9 +1,10 @@
 """Quality control of one painted slice: named checks with value and bound, and the verdict.
 
-Checks on a scar: the request is large enough and inside the wall; the draft is finite; its contrast
-went where it was asked; and, with a judge (an nnU-Net segmenter), the judge finds the scar where it
-was asked for, did not find it there before, and finds none elsewhere. A judge also fires on some
-untouched normal hearts, so without the second of these a sample could pass unseen.
+Checks on a scar: the request is large enough, inside the wall and inside the generator's crop; the
+draft is finite; its contrast went where it was asked; and, with a judge (an nnU-Net segmenter), the
+judge finds the scar where it was asked for, did not find it there before, and finds none elsewhere.
+A judge also fires on some untouched normal hearts, so without the second of these a sample could
+pass unseen.
 Checks on a healthy repainting: finite, its level stays, and the judge finds no new scar.
 """
 
@@ -41,9 +42,11 @@ class Verdict:
         return all(c.passed for c in self.checks.values())
 
     def as_dict(self) -> dict:
+        """JSON-ready; a value that is not a number becomes None."""
         return {"accepted": self.accepted,
-                "checks": {n: {"value": round(float(c.value), 4), "bound": c.bound,
-                               "passed": c.passed} for n, c in self.checks.items()}}
+                "checks": {n: {"value": round(c.value, 4) if np.isfinite(c.value) else None,
+                               "bound": c.bound, "passed": c.passed}
+                           for n, c in self.checks.items()}}
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def examine(painted: Painted, roles: Roles, config: QCConfig) -> Verdict:
     checks = {
         "pixels": _at_least(request.sum(), config.min_pixels),
         "outside_wall": _at_most((request & ~np.isin(painted.labels, roles.wall)).sum(), 0),
+        "outside_crop": _at_most((request & (painted.weight == 0)).sum(), 0),
         "finite": _at_least(np.isfinite(painted.sample).mean(), 1.0)}
     core = painted.request == SCAR if (painted.request == SCAR).any() else request
     change = painted.sample - painted.source if painted.healthy else \

@@ -3,12 +3,12 @@
 The engine owns the generator, the judge and the pool of one training. It starts with whatever the
 pool holds (nothing, at first), so training begins real-only and the injection probability grows
 with the pool. The painter works without a judge; the inpainter uses the one it was tuned with.
+When nnU-Net trains on several GPUs, rank 0 fills the pool and the other ranks only read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -18,19 +18,42 @@ import torch
 from nnunet_lgesynth.config import InjectionConfig, QCConfig
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.generator import load_generator
-from nnunet_lgesynth.pool.injection import (
-    FIRST_SAMPLE,
-    INJECTED,
-    PATCHES,
-    InjectedDataset,
-    read_usage,
-)
+from nnunet_lgesynth.pool.injection import InjectedDataset, read_usage
 from nnunet_lgesynth.pool.store import Pool, read_manifest
-from nnunet_lgesynth.pool.synthesize import measure_prior, synthesize
+from nnunet_lgesynth.pool.synthesize import (
+    KINDS,
+    Sample,
+    kinds_for,
+    measure_prior,
+    synthesize,
+)
 
-__all__ = ["Engine"]
+__all__ = ["POOL_FOLDER", "Engine", "attach"]
 
+POOL_FOLDER = "lgesynth_pool"
 MAX_DRAFTS_PER_CASE = 5     # a refill that is always refused ends, and the log says so
+
+
+def attach(generator: str, injection: InjectionConfig, plans: dict, configuration: str, fold,
+           dataset_json: dict, preprocessed: Path, training, validation_identifiers: Sequence[str],
+           output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0
+           ) -> tuple[Engine | None, InjectedDataset]:
+    """What a trainer needs when its data loaders are made: the engine (rank 0 only, else None), and
+    the training set that answers from the pool."""
+    opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
+                              training.identifiers, validation_identifiers)
+    painter, judge = load_generator(generator, opened, device if rank == 0
+                                    else torch.device("cpu"))
+    folder = output / POOL_FOLDER
+    engine = Engine(opened, painter, judge, injection, folder, log) if rank == 0 else None
+    if engine is not None and not engine.counts()["pool_scarred_cases"]:
+        log("WARNING: the pool is empty; training starts real-only and the injection "
+            "probability grows with the pool.")
+    scarred = frozenset(i for i in opened.train
+                        if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
+    return engine, InjectedDataset(
+        training, opened.cases_folder(folder / "cases"), folder, scarred, painter.hash,
+        injection.probability, injection.pool_cases, injection.seed)
 
 
 class Engine:
@@ -40,65 +63,60 @@ class Engine:
                  log: Callable[[str], None]):
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.log = injection, log
+        self.prior, self.hearts = measure_prior(fold, injection.prior)
         self.pool = Pool(folder, fold)
         self.qc = QCConfig()
-        self.prior, self.hearts = measure_prior(fold, injection.prior)
-        start = len(read_manifest(folder))
-        self._drafts = synthesize(fold, generator, self.prior, self.hearts, judge, self.qc,
-                                  np.random.default_rng([injection.seed, start]))
+        self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
         self._before = read_usage(folder)
+        self._stuck = False
         self.drafted = self.accepted = 0
         self.seconds = 0.0
 
-    @classmethod
-    def start(cls, generator: str, injection: InjectionConfig, plans: dict, configuration: str,
-              fold, dataset_json: dict, preprocessed: Path, training,
-              validation_identifiers: Sequence[str], output: Path, device: torch.device,
-              log: Callable[[str], None]) -> Engine:
-        """The engine of a trainer, from what it holds when its data loaders are made."""
-        opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
-                                  training.identifiers, validation_identifiers)
-        painter, judge = load_generator(generator, opened, device)
-        engine = cls(opened, painter, judge, injection, output / "lgesynth_pool", log)
-        if not engine.counts()["pool_scarred_cases"]:
-            log("WARNING: the pool is empty; training starts real-only and the injection "
-                "probability grows with the pool.")
-        return engine
-
-    def injected(self, training) -> InjectedDataset:
-        """The training set that answers from the pool."""
-        roles = self.fold.info.roles
-        scarred = frozenset(i for i in self.fold.train
-                            if np.isin(self.fold.read(i).labels, roles.scars).any())
-        return InjectedDataset(training, self.fold.cases_folder(self.pool.cases),
-                               self.pool.folder, scarred, self.generator.hash,
-                               self.injection.probability, self.injection.pool_cases,
-                               self.injection.seed)
+    def _stream(self, kind: str):
+        """Endless drafts of a kind; other ones than before the training was interrupted."""
+        start = len(read_manifest(self.pool.folder))
+        rng = np.random.default_rng([self.injection.seed, start, KINDS.index(kind)])
+        return synthesize(self.fold, self.generator, self.prior, self.hearts, self.judge, self.qc,
+                          rng, kinds=[kind])
 
     def refill(self) -> None:
-        """Draft until `cases_per_refill` scarred cases (and as many healthy ones) were accepted."""
+        """Draft until `cases_per_refill` scarred cases (and as many healthy ones) were accepted, or
+        the pool is full. A disk that is full stops the refill, not the training."""
         begin = perf_counter()
         room = self.injection.pool_cases - self.counts()["pool_scarred_cases"]
-        wanted = dict.fromkeys(("scar", "healthy"), min(self.injection.cases_per_refill, room))
-        limit = MAX_DRAFTS_PER_CASE * sum(wanted.values())
-        for sample in islice(self._drafts, limit):
-            if not any(wanted.values()):
-                break
-            self.drafted += len(sample.verdicts)
-            self.accepted += len(sample.slices)
-            if sample.accepted and wanted[sample.kind]:
-                self.pool.add(sample.case, sample.record(self.generator.hash))
-                wanted[sample.kind] -= 1
-        if any(wanted.values()):
-            self.log(f"WARNING: {limit} drafts left the pool {wanted} cases short of its refill; "
-                     "the judge refuses most samples of this generator.")
+        wanted = min(self.injection.cases_per_refill, room)
+        missing = dict.fromkeys(self._drafts, wanted)
+        left = dict.fromkeys(self._drafts, MAX_DRAFTS_PER_CASE * wanted)
+        try:
+            while kinds := [k for k in missing if missing[k] and left[k]]:
+                for kind in kinds:      # in turn, so that a full disk leaves as many of each
+                    left[kind] -= 1
+                    missing[kind] -= self._keep(next(self._drafts[kind]))
+            self._stuck = False
+        except OSError as error:
+            if not self._stuck:
+                self.log(f"WARNING: the pool {self.pool.folder} cannot grow ({error}); training "
+                         "goes on with the pool as it is. Free some space: each epoch tries again.")
+            self._stuck = True
+        if any(missing.values()) and not self._stuck:
+            self.log(f"WARNING: {MAX_DRAFTS_PER_CASE * wanted} drafts of a kind left the pool "
+                     f"{missing} cases short of its refill; the quality control refuses most "
+                     "samples of this generator.")
         self.seconds += perf_counter() - begin
+
+    def _keep(self, sample: Sample) -> bool:
+        """Count a draft, and add it to the pool if it was accepted; returns whether it was."""
+        self.drafted += len(sample.verdicts)
+        self.accepted += len(sample.slices)
+        if sample.accepted:
+            self.pool.add(sample.case, sample.record(self.generator.hash))
+        return sample.accepted
 
     def epoch_row(self, refill: bool) -> dict:
         """What was served since the last call; then refill, and count that too."""
-        usage = read_usage(self.pool.folder)
-        served = usage - self._before
+        usage, before = read_usage(self.pool.folder), self._before
         self._before = usage
+        patches, injected = usage.patches - before.patches, usage.injected - before.injected
         counts = self.counts()
         ramp = min(1.0, counts["pool_scarred_cases"] / self.injection.pool_cases)
         self.drafted = self.accepted = 0
@@ -106,9 +124,10 @@ class Engine:
         if refill and counts["pool_scarred_cases"] < self.injection.pool_cases:
             self.refill()
         return {"probability": round(self.injection.probability * ramp, 4),
-                "patches": int(served[PATCHES]), "injected_patches": int(served[INJECTED]),
-                "injected_fraction": round(served[INJECTED] / max(1, served[PATCHES]), 4),
-                "unique_cases_served": int((usage[FIRST_SAMPLE:] > 0).sum()), **counts,
+                "patches": patches, "injected_patches": injected,
+                "injected_fraction": round(injected / max(1, patches), 4),
+                "unique_slices_served": usage.unique_slices,
+                "unique_cases_served": usage.unique_cases, **counts,
                 "drafted": self.drafted, "accepted": self.accepted,
                 "seconds_synthesis": round(self.seconds, 3)}
 
@@ -116,7 +135,7 @@ class Engine:
         """Size of the pool as this generator fills it."""
         records = [r for r in read_manifest(self.pool.folder)
                    if r["generator"] == self.generator.hash]
-        by_kind = {k: [r for r in records if r["kind"] == k] for k in ("scar", "healthy")}
+        by_kind = {k: [r for r in records if r["kind"] == k] for k in KINDS}
         return {"pool_scarred_cases": len(by_kind["scar"]),
                 "pool_healthy_cases": len(by_kind["healthy"]),
                 "pool_scarred_slices": sum(len(r["slices"]) for r in by_kind["scar"]),

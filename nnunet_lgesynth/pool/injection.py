@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
-from nnunet_lgesynth.pool.store import read_manifest
+from nnunet_lgesynth.pool.store import USAGE_PREFIX, read_manifest
 
-__all__ = ["InjectedDataset", "read_usage"]
+__all__ = ["InjectedDataset", "Usage", "read_usage"]
 
 PATCHES, INJECTED, FIRST_SAMPLE = 0, 1, 2     # slots of a usage file
-USAGE_SLOTS = 2 ** 16
+USAGE_SLOTS = 2 ** 13
+SLICE_BITS = 63      # one bit a slice; a stack of more slices counts some of them as one
 TRIES = 3            # a pool file can vanish between manifest and opening; then draw another
 
 
@@ -46,11 +49,19 @@ class InjectedDataset:
         self.probability, self.full, self.seed = probability, full, seed
         self.identifiers = dataset.identifiers
         self.source_folder = dataset.source_folder
-        self._rng = self._usage = self._stamp = None
-        self._records: dict[str, list[tuple[int, dict]]] = {}
+        self._forget()
 
     def __getstate__(self):
-        return {**self.__dict__, "_rng": None, "_usage": None, "_stamp": None, "_records": {}}
+        return {k: v for k, v in self.__dict__.items() if k not in
+                ("_owner", "_rng", "_usage", "_stamp", "_records")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._owner = self._rng = self._usage = self._stamp = None
+        self._records: dict[str, list[tuple[int, dict]]] = {}
 
     def __getitem__(self, identifier):
         return self.load_case(identifier)
@@ -59,14 +70,13 @@ class InjectedDataset:
         """nnU-Net's (data, seg, seg of the previous stage, properties), real or synthetic."""
         self._prepare()
         self._usage[PATCHES] += 1
-        candidates = self._records["scar" if identifier in self.scarred else "healthy"]
-        chance = self.probability * self.ramp
-        if candidates and self._rng.uniform() < chance:
+        candidates = self._records.get("scar" if identifier in self.scarred else "healthy")
+        if candidates and self._rng.uniform() < self.probability * self.ramp:
             for _ in range(TRIES):
                 number, record = candidates[self._rng.integers(len(candidates))]
                 try:
                     data, seg, _, properties = self.pool_cases.load_case(record["identifier"])
-                except (FileNotFoundError, RuntimeError, OSError):
+                except (OSError, RuntimeError):
                     continue
                 return self._watched(data, number, record), seg, None, properties
         return self.dataset.load_case(identifier)
@@ -77,57 +87,94 @@ class InjectedDataset:
         return min(1.0, len(self._records.get("scar", ())) / self.full)
 
     def _prepare(self) -> None:
-        if self._rng is None:       # in the worker: one made before the fork would repeat itself
+        if self._owner != os.getpid():      # in the worker: a generator from before the fork would
+            self._owner = os.getpid()       # draw the same in every worker
             alone = multiprocessing.parent_process() is None
-            self._rng = np.random.default_rng([self.seed] if alone else [self.seed, os.getpid()])
-            path = self.pool / "tmp" / f"usage_{os.getpid()}.bin"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._usage = np.memmap(path, np.int64, "w+", shape=(USAGE_SLOTS,))
+            self._rng = np.random.default_rng([self.seed] if alone else [self.seed, self._owner])
+            self._usage = _usage_counters(self.pool / "tmp")
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the manifest again if it has grown."""
+        """Read the manifest again if it has changed."""
         try:
             state = os.stat(self.pool / "manifest.jsonl")
             stamp = (state.st_mtime_ns, state.st_size)
         except FileNotFoundError:
             stamp = None
-        if stamp == self._stamp and self._records:
+        if stamp == self._stamp:
             return
-        self._stamp, self._records = stamp, {"scar": [], "healthy": []}
+        self._stamp, self._records = stamp, {}
         for number, record in enumerate(read_manifest(self.pool)):
             if record["generator"] == self.generator:
-                self._records[record["kind"]].append((number, record))
+                self._records.setdefault(record["kind"], []).append((number, record))
 
     def _watched(self, data, number: int, record: dict) -> _Watched:
-        def touched(slices) -> None:
-            if any(slices[1].start <= int(z) < slices[1].stop and
-                   slices[2].start < box[1] and slices[2].stop > box[0] and
-                   slices[3].start < box[3] and slices[3].stop > box[2]
-                   for z, box in record["changed"].items()):
+        def touched(window: list[tuple[int, int]]) -> None:
+            bits = 0
+            for z, (top, bottom, left, right) in record["changed"].items():
+                box = ((int(z), int(z) + 1), (top, bottom), (left, right))
+                if all(low < b and high > a for (a, b), (low, high) in zip(window[1:], box)):
+                    bits |= 1 << int(z) % SLICE_BITS
+            if bits:
                 self._usage[INJECTED] += 1
-                self._usage[min(FIRST_SAMPLE + number, USAGE_SLOTS - 1)] += 1
+                self._usage[min(FIRST_SAMPLE + number, USAGE_SLOTS - 1)] |= bits
         return _Watched(data, touched)
 
 
 class _Watched:
-    """An image array that reports which window of it was cut out."""
+    """An image array (C, Z, Y, X) that reports which window of it was cut out."""
 
     def __init__(self, data, touched):
         self._data, self._touched = data, touched
         self.shape, self.dtype, self.ndim = data.shape, data.dtype, len(data.shape)
 
     def __getitem__(self, window):
-        if isinstance(window, tuple) and len(window) == 4:
-            self._touched(window)
-        return self._data[window]
+        cut = self._data[window]
+        along = window if isinstance(window, tuple) else (window,)
+        along = (*along, *[slice(None)] * (self.ndim - len(along)))
+        self._touched([w.indices(n)[:2] if isinstance(w, slice) else (w, w + 1)
+                       for w, n in zip(along, self.shape)])
+        return cut
 
 
-def read_usage(pool: str | Path) -> np.ndarray:
-    """Counts summed over all workers: patches served, patches with a changed voxel, then how often
-    the sample of each manifest line was served; (USAGE_SLOTS,) int64."""
+@dataclass(frozen=True)
+class Usage:
+    """What all workers served so far; `slices` has a bit a served slice for each manifest line."""
+
+    patches: int
+    injected: int             # patches that were cut through a changed region
+    slices: np.ndarray        # (N,) int64
+
+    @property
+    def unique_cases(self) -> int:
+        return int((self.slices != 0).sum())
+
+    @property
+    def unique_slices(self) -> int:
+        return sum(int(bits).bit_count() for bits in self.slices)
+
+
+def read_usage(pool: str | Path) -> Usage:
+    """Usage of a pool over all workers, those of earlier parts of the training included."""
     total = np.zeros(USAGE_SLOTS, np.int64)
-    for path in (Path(pool) / "tmp").glob("usage_*.bin"):
-        counts = np.fromfile(path, np.int64)
-        total[:len(counts)] += counts
-    return total
+    for path in (Path(pool) / "tmp").glob(f"{USAGE_PREFIX}*.bin"):
+        counts = np.fromfile(path, np.int64, USAGE_SLOTS)
+        if len(counts) == USAGE_SLOTS:           # else a worker is just making it
+            total[:FIRST_SAMPLE] += counts[:FIRST_SAMPLE]
+            total[FIRST_SAMPLE:] |= counts[FIRST_SAMPLE:]
+    return Usage(int(total[PATCHES]), int(total[INJECTED]), total[FIRST_SAMPLE:])
+
+
+def _usage_counters(folder: Path) -> np.ndarray:
+    """This process's counters, (USAGE_SLOTS,) int64, mapped to a file of their own.
+
+    The file is written in full before it is mapped: a hole in it would end the process with a bus
+    error once the disk is full. Where it cannot be written, this process goes uncounted.
+    """
+    path = folder / f"{USAGE_PREFIX}{os.getpid()}_{uuid4().hex[:8]}.bin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(8 * USAGE_SLOTS))
+        return np.memmap(path, np.int64, "r+", shape=(USAGE_SLOTS,))
+    except OSError:
+        return np.zeros(USAGE_SLOTS, np.int64)

@@ -4,23 +4,29 @@
                                    tmp/      cases being written, usage counters
                                    manifest.jsonl
 
-A case is written to tmp/, renamed into cases/, then one manifest line is appended: that line is the
-commit. A reader that meets a half line or a missing file takes another sample, so a kill at any
-moment loses at most the sample being written. Names are never used twice, since workers map files.
+A case is written to tmp/, read back, renamed into cases/, then one manifest line is appended: that
+line is the commit. A reader that meets a half line or a missing file takes another sample, so a
+kill at any moment loses at most the sample being written. Names are never used twice, since workers
+map files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 
-__all__ = ["Pool", "read_manifest"]
+__all__ = ["USAGE_PREFIX", "Pool", "read_manifest"]
+
+USAGE_PREFIX = "usage_"      # of the readers' files in tmp/, which the writer leaves alone
 
 
 def read_manifest(folder: str | Path) -> list[dict]:
@@ -29,7 +35,7 @@ def read_manifest(folder: str | Path) -> list[dict]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -38,45 +44,79 @@ def read_manifest(folder: str | Path) -> list[dict]:
 
 
 class Pool:
-    """The pool of one training, open for writing."""
+    """The pool of one training, open for writing; there must be one writer at a time."""
 
     def __init__(self, folder: str | Path, fold: Fold):
         self.folder, self.fold = Path(folder), fold
         self.cases, self.partial = self.folder / "cases", self.folder / "tmp"
+        self.manifest = self.folder / "manifest.jsonl"
         try:
-            shutil.rmtree(self.partial, ignore_errors=True)
             for path in (self.cases, self.partial):
                 path.mkdir(parents=True, exist_ok=True)
-            self._end_half_line()
+            self._clear_partial()
+            self._cut_half_line()
         except OSError as error:
             raise UserError(f"The pool {self.folder} cannot be written ({error}); check "
                             "permissions and free space.") from error
 
     def add(self, case: Case, record: dict) -> str:
-        """Commit one case with its manifest record; returns the name it got."""
+        """Commit one case with its manifest record; returns the name it got.
+
+        Raises OSError where it cannot be written (a full disk); the pool is then as it was before.
+        """
         name = f"{record['kind']}_{self._next_number():06d}"
-        written = self.fold.write(Case(name, case.image, case.labels, case.properties,
-                                       case.spacing), self.partial)
-        for path in written:
-            os.replace(path, self.cases / path.name)
-        with open(self.folder / "manifest.jsonl", "a") as file:
-            file.write(json.dumps({"identifier": name, **record}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        length = self.manifest.stat().st_size if self.manifest.is_file() else 0
+        try:
+            for path in self._write(replace(case, identifier=name)):
+                os.replace(path, self.cases / path.name)
+            with open(self.manifest, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"identifier": name, **record}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._undo(name, length)
+            raise
         return name
 
     def extend(self, samples: Iterable[tuple[Case, dict]]) -> list[str]:
         """Commit every sample of an iterable; returns their names."""
         return [self.add(case, record) for case, record in samples]
 
-    def _next_number(self) -> int:
-        taken = [int(p.name.split(".")[0].split("_")[1]) for p in self.cases.iterdir()
-                 if p.name.count("_") >= 1]
-        committed = [int(r["identifier"].split("_")[1]) for r in read_manifest(self.folder)]
-        return max([-1, *taken, *committed]) + 1
+    def _write(self, case: Case) -> list[Path]:
+        """Write a case to tmp/ and make sure that all of it can be read again."""
+        try:
+            files = self.fold.write(case, self.partial)
+            image, labels, _, _ = self.fold.cases_folder(self.partial).load_case(case.identifier)
+            whole = np.array_equal(image[:], case.image) and np.array_equal(labels[:], case.labels)
+        except RuntimeError as error:            # how blosc2 reports a full disk
+            raise OSError(f"{self.partial / case.identifier}: {error}") from error
+        if not whole:
+            raise OSError(f"{self.partial / case.identifier} reads back differently")
+        return files
 
-    def _end_half_line(self) -> None:
-        path = self.folder / "manifest.jsonl"
-        if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            with open(path, "a") as file:
-                file.write("\n")
+    def _undo(self, name: str, length: int) -> None:
+        """Remove a case's files and cut the manifest back to `length` bytes."""
+        for ending in (".*", "_seg.*"):
+            for path in self.cases.glob(name + ending):
+                path.unlink()
+        self._clear_partial()
+        if self.manifest.is_file():
+            os.truncate(self.manifest, length)
+
+    def _next_number(self) -> int:
+        taken = [p.name for p in self.cases.iterdir()]
+        taken += [r["identifier"] for r in read_manifest(self.folder)]
+        numbers = [re.match(r"[a-z]+_(\d{6,})", name) for name in taken]
+        return max((int(n[1]) for n in numbers if n), default=-1) + 1
+
+    def _clear_partial(self) -> None:
+        for path in self.partial.iterdir():
+            if not path.name.startswith(USAGE_PREFIX):
+                path.unlink()
+
+    def _cut_half_line(self) -> None:
+        if self.manifest.is_file():
+            content = self.manifest.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.manifest, whole)

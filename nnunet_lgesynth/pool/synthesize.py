@@ -1,9 +1,9 @@
 """case -> anatomy -> request -> condition -> draft -> verdict -> accepted sample.
 
-Each round asks for one lesion in one heart and for one region of another heart that is repainted
-but stays healthy (1:1, so that being repainted says nothing about the label). A lesion is painted
-in every slice it touches; slices that fail the quality control stay as they were, and a sample is
-accepted if at least one slice passed. Contrast and seed are drawn once a lesion.
+Each round asks for one lesion in one heart and for one region of another, scar-free heart that is
+repainted but stays healthy (1:1, so that being repainted says nothing about the label). A lesion is
+painted in every slice it touches; slices that fail the quality control stay as they were, and a
+sample is accepted if at least one slice passed. Contrast and seed are drawn once a lesion.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.generators.condition import Request, conditions, paste_array
 from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
 
-__all__ = ["Heart", "Sample", "hearts_of", "measure_prior", "paint_case", "synthesize"]
+__all__ = ["KINDS", "Heart", "Sample", "hearts_of", "kinds_for", "measure_prior", "paint_case",
+           "synthesize"]
 
+KINDS = ("scar", "healthy")
 DRAWS = 20      # requests drawn for a heart before it is given up
+HEARTS = 50     # hearts given up in a row before the search is
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,39 @@ def measure_prior(fold: Fold, name: str) -> tuple[Prior, list[Heart]]:
     return Prior(name, tuple(records)), paintable
 
 
+def kinds_for(hearts: Sequence[Heart]) -> tuple[str, ...]:
+    """The kinds of sample these hearts allow: healthy ones need a heart without any scar, because
+    they stand for scar-free patients."""
+    return KINDS if any(_scar_free(h) for h in hearts) else KINDS[:1]
+
+
 def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Heart], judge,
-               config: QCConfig, rng: np.random.Generator) -> Iterator[Sample]:
-    """Endless drafts, scarred and healthy in turn, accepted or not; the caller stops it."""
+               config: QCConfig, rng: np.random.Generator,
+               kinds: Sequence[str] | None = None) -> Iterator[Sample]:
+    """Endless drafts of the kinds in turn, accepted or not; the caller stops it.
+
+    `kinds` defaults to all that the hearts allow. Raises `UserError` if no request fits anywhere.
+    """
+    chosen = {k: [h for h in hearts if k == "scar" or _scar_free(h)]
+              for k in kinds or kinds_for(hearts)}
+    refused = 0
     while True:
-        for healthy in (False, True):
-            heart = hearts[rng.integers(len(hearts))]
+        for kind, usable in chosen.items():
+            heart = usable[rng.integers(len(usable))]
             request = _draw(prior, heart, config, rng)
+            refused = 0 if request is not None else refused + 1
             if request is not None:
                 spec, mask = request
                 yield paint_case(fold, generator, heart, spec, mask, judge, config,
-                                 seed=int(rng.integers(2 ** 31)), healthy=healthy)
+                                 seed=int(rng.integers(2 ** 31)), healthy=kind == "healthy")
+            elif refused >= HEARTS:
+                raise UserError(f"{fold.dataset} fold {fold.fold}: {HEARTS * DRAWS} scar requests "
+                                f"in a row had fewer than {config.min_pixels} pixels in every "
+                                "slice; are the roles right? See: lgesynth doctor")
+
+
+def _scar_free(heart: Heart) -> bool:
+    return not heart.anatomy.scarred.any()
 
 
 def _draw(prior: Prior, heart: Heart, config: QCConfig, rng: np.random.Generator):
@@ -128,7 +153,10 @@ def _draw(prior: Prior, heart: Heart, config: QCConfig, rng: np.random.Generator
 
 def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.ndarray, judge,
                config: QCConfig, seed: int, healthy: bool = False) -> Sample:
-    """Draft one request in every slice it touches, judge each slice, keep the accepted ones."""
+    """Draft one request in every slice it touches, judge each slice, keep the accepted ones.
+
+    `mask` is (Z, Y, X) of 0, SCAR, NO_REFLOW; equal arguments give equal samples.
+    """
     roles = fold.info.roles
     slices = [int(z) for z in np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)]
     lge = heart.case.image[roles.lge_channel]
@@ -138,8 +166,8 @@ def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.nda
     seeds = np.random.SeedSequence(seed).generate_state(len(slices)).tolist()
     drafts = generator.drafts(asked, seeds)
     after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
-    after[roles.lge_channel] = [paste_array(lge[z], d, c)
-                                for z, d, c in zip(slices, drafts, asked)]
+    for k, z in enumerate(slices):
+        after[roles.lge_channel, k] = paste_array(lge[z], drafts[k], asked[k])
     before_judged, after_judged = _judge(judge, heart, slices, after)
     image, labels = heart.case.image.copy(), heart.case.labels.copy()
     verdicts, changed = {}, {}
@@ -160,7 +188,7 @@ def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.nda
 
 def _judge(judge, heart: Heart, slices: Sequence[int], after: np.ndarray):
     """The judge's label maps before and after, or Nones without a judge."""
-    if judge is None:
+    if judge is None or not slices:
         return [None] * len(slices), [None] * len(slices)
     both = np.concatenate([heart.case.image[:, slices], after], axis=1).swapaxes(0, 1)
     maps = judge.predict(torch.from_numpy(np.ascontiguousarray(both)),

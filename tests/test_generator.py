@@ -1,0 +1,133 @@
+"""Laws of finding a generator: the right one is loaded with its judge, a wrong one is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from tiny_inpaint import tiny_config
+from tiny_nnunet import write_tiny_model
+from tiny_training import enter_nnunet, write_tiny_training
+
+from nnunet_lgesynth.config import UserError, generator_folder
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.pool.generator import (
+    find_inpainter,
+    fit_generator,
+    load_generator,
+    usable_device,
+)
+
+CPU = torch.device("cpu")
+DATASET = "Dataset116_EMIDECROI"
+FIT = "lgesynth fit -d Dataset116_EMIDECROI -c 2d -f 0 -p nnUNetPlans"
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch) -> Fold:
+    enter_nnunet(monkeypatch, tmp_path)
+    return write_tiny_training(tmp_path)
+
+
+def write_config(tmp_path, preset="tiny", **values):
+    """A fitted generator's config.json, without its weights."""
+    folder = generator_folder(tmp_path / "nnUNet_results", DATASET, preset, "nnUNetPlans", "2d", 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"train": [], "reward": None, **values}))
+    return folder
+
+
+def test_the_painter_needs_neither_fit_nor_judge(fold):
+    painter, judge = load_generator("paint", fold, CPU)
+    assert isinstance(painter, Painter) and judge is None
+
+
+def test_an_unknown_generator_is_named(fold):
+    with pytest.raises(UserError, match="no generator 'gan'; choose 'paint' or 'lgesynth'"):
+        load_generator("gan", fold, CPU)
+
+
+def test_an_unfitted_generator_is_refused_with_the_command_that_fits_it(fold, monkeypatch):
+    with pytest.raises(UserError, match=f"No generator is fitted.*{FIT}"):
+        load_generator("lgesynth", fold, CPU)
+    monkeypatch.setenv("LGESYNTH_GENERATOR", "/nowhere")
+    with pytest.raises(UserError, match=f"LGESYNTH_GENERATOR=/nowhere holds no.*{FIT}"):
+        load_generator("lgesynth", fold, CPU)
+
+
+def test_the_newest_fitted_preset_is_found_and_an_unfinished_one_is_not(fold, tmp_path,
+                                                                        monkeypatch):
+    old, new = (write_config(tmp_path, preset) for preset in ("b", "a"))
+    os.utime(old / "config.json", (1, 1))
+    assert find_inpainter(fold) == new
+    os.utime(old / "config.json")
+    os.utime(new / "config.json", (1, 1))
+    assert find_inpainter(fold) == old
+    (old / "config.json").unlink()
+    assert find_inpainter(fold) == new
+    monkeypatch.setenv("LGESYNTH_GENERATOR", str(old))
+    with pytest.raises(UserError, match="holds no fitted generator"):
+        find_inpainter(fold)
+
+
+def test_a_generator_that_saw_validation_cases_is_refused(fold, tmp_path):
+    write_config(tmp_path, train=[*fold.train, fold.val[1]])
+    with pytest.raises(UserError, match=r"fitted on 1 validation cases of fold 0 \(first: case_05"):
+        load_generator("lgesynth", fold, CPU)
+
+
+def test_a_damaged_config_is_refused(fold, tmp_path):
+    path = write_config(tmp_path) / "config.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match="not readable"):
+        load_generator("lgesynth", fold, CPU)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"lacks \['reward', 'train'\]"):
+        load_generator("lgesynth", fold, CPU)
+
+
+def test_without_its_judge_the_default_one_is_asked_for(fold, tmp_path):
+    write_config(tmp_path, reward={"checkpoint": "/moved/checkpoint_final.pth", "hash": "0"})
+    with pytest.raises(UserError, match="real-only nnU-Net of this fold is needed as judge"):
+        load_generator("lgesynth", fold, CPU)
+
+
+def test_a_judge_of_another_fold_is_refused(fold, tmp_path):
+    other = write_tiny_model(tmp_path / "nnUNet_results", fold=1)
+    write_config(tmp_path, reward={"checkpoint": str(other / "checkpoint_final.pth"), "hash": "0"})
+    with pytest.raises(UserError, match="fold 1, which has seen validation cases of fold 0"):
+        load_generator("lgesynth", fold, CPU)
+
+
+def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+    results = tmp_path / "nnUNet_results"
+    judge_folder = write_tiny_model(results, seed=1)
+    assert fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu",
+                         dry_run=True) == generator_folder(results, DATASET, "tiny", "nnUNetPlans",
+                                                           "2d", 0)
+    assert not list(results.glob("*/LGESynth*"))
+    folder = fit_generator("116", "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu")
+    told = json.loads((folder / "config.json").read_text())
+    assert told["train"] == list(fold.train)
+    generator, judge = load_generator("lgesynth", fold, CPU)
+    assert generator.hash == told["hash"] and judge.hash == told["reward"]["hash"]
+    assert judge.source == judge_folder / "checkpoint_final.pth"
+    assert (generator.pixels, generator.mm) == (32, 1.4) and np.isfinite(generator.feather_mm)
+
+
+@pytest.mark.parametrize("call, message", [
+    (("999", "2d", 0), "dataset 999"), (("116", "3d_fullres", 0), "no configuration '3d_fullres'"),
+    (("116", "2d", 7), "Fold 7 is not in")])
+def test_what_cannot_be_fitted_is_refused(fold, call, message):
+    with pytest.raises(UserError, match=message):
+        fit_generator(*call, "nnUNetPlans", tiny_config(), None, "cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    assert usable_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"-device cuda.*add -device cpu"):
+        usable_device("cuda")

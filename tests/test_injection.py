@@ -1,0 +1,304 @@
+"""Laws of the injected training set, through nnU-Net's own loader and batchgenerators' workers."""
+
+import multiprocessing
+import os
+import pickle
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_fold import tiny_case, write_tiny_fold
+from tiny_nnunet import tiny_dataset_json
+
+from nnunet_lgesynth.pool import injection
+from nnunet_lgesynth.pool.injection import InjectedDataset, read_usage
+from nnunet_lgesynth.pool.store import Pool, read_manifest
+
+HASH = "of-this-generator"
+SCAR_BOX, HEALTHY_BOX = [10, 20, 10, 20], [30, 38, 30, 38]
+SCARRED = frozenset({"case_00", "case_02"})          # even ones, see tiny_fold
+
+
+def sample(kind: str, z: int, generator: str = HASH, box=None) -> tuple:
+    """A case of one constant value, so that its source can be told from any of its pixels."""
+    case = tiny_case(2 if kind == "scar" else 1)
+    case.image[:] = 100 if kind == "scar" else 200
+    box = box or (SCAR_BOX if kind == "scar" else HEALTHY_BOX)
+    return case, {"kind": kind, "source": case.identifier, "slices": [z],
+                  "changed": {str(z): box}, "generator": generator}
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    return write_tiny_fold(tmp_path)
+
+
+@pytest.fixture
+def pool(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    pool.extend(sample(kind, z) for z in (1, 2) for kind in ("scar", "healthy"))
+    return pool
+
+
+def inject(pool, probability=1.0, full=2, seed=0, generator=HASH) -> InjectedDataset:
+    fold = pool.fold
+    training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
+    return InjectedDataset(training, fold.cases_folder(pool.cases), pool.folder, SCARRED,
+                           generator, probability, full, seed)
+
+
+def kind_of(dataset, identifier: str) -> str:
+    """What a case is answered with."""
+    image, labels, previous, _ = dataset.load_case(identifier)
+    assert previous is None and labels.shape == (1, *image.shape[1:])
+    return {100.0: "scar", 200.0: "healthy"}.get(float(image[0, 0, 0, 0]), "real")
+
+
+def loader(fold, dataset, patch=None, batch_size=2, foreground=0.33) -> nnUNetDataLoader:
+    plans = PlansManager(fold.plans)
+    patch = patch or fold.patch_size
+    return nnUNetDataLoader(dataset, batch_size, patch, patch,
+                            plans.get_label_manager(fold.dataset_json), foreground)
+
+
+def test_a_full_pool_at_p_1_answers_each_patient_with_its_own_kind(pool):
+    dataset = inject(pool)
+    answers = {i: {kind_of(dataset, i) for _ in range(20)} for i in dataset.identifiers}
+    assert answers == {i: {"scar" if i in SCARRED else "healthy"} for i in pool.fold.train}
+
+
+def test_the_share_of_scar_free_cases_is_that_of_the_real_data_at_any_p(pool):
+    for probability in (0.0, 0.4, 1.0):
+        dataset = inject(pool, probability)
+        for identifier in dataset.identifiers:
+            for _ in range(10):
+                _, labels, _, _ = dataset.load_case(identifier)
+                assert (labels[:] >= 3).any() == (identifier in SCARRED)
+
+
+def test_p_is_the_share_of_answers_from_the_pool_and_grows_with_it(pool):
+    for full, expected in ((2, 0.6), (4, 0.3)):      # two scarred samples are there
+        dataset = inject(pool, 0.6, full)
+        kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
+        assert abs(kinds["scar"] / 300 - expected) < 0.1
+        assert dataset.ramp == 2 / full
+    pool.extend(sample("scar", 1) for _ in range(2))
+    kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
+    assert dataset.ramp == 1 and abs(kinds["scar"] / 300 - 0.6) < 0.1
+
+
+def test_an_empty_pool_answers_with_real_cases(tmp_path, fold):
+    dataset = inject(Pool(tmp_path / "pool", fold))
+    assert [kind_of(dataset, i) for i in dataset.identifiers] == ["real"] * len(fold.train)
+    assert dataset.ramp == 0
+
+
+def test_identifiers_stay_the_real_ones_and_the_real_cases_stay_as_they_are(pool):
+    before = {p: p.read_bytes() for p in pool.fold.folder.iterdir()}
+    dataset = inject(pool)
+    batches = loader(pool.fold, dataset)
+    keys = {key for _ in range(20) for key in next(batches)["keys"]}
+    assert keys <= set(pool.fold.train) and dataset.identifiers == list(pool.fold.train)
+    assert {p: p.read_bytes() for p in pool.fold.folder.iterdir()} == before
+    real = inject(pool, probability=0.0)
+    assert real["case_00"][0][:].tobytes() == pool.fold.read("case_00").image.tobytes()
+
+
+def test_samples_of_another_generator_are_not_served(pool):
+    dataset = inject(pool, generator="another", full=1)
+    assert {kind_of(dataset, i) for i in dataset.identifiers} == {"real"} and dataset.ramp == 0
+    pool.add(*sample("scar", 1, generator="another"))
+    assert kind_of(dataset, "case_00") == "scar" and kind_of(dataset, "case_01") == "real"
+
+
+def test_a_missing_file_means_another_sample_and_then_the_real_case(pool, monkeypatch):
+    scars = [r["identifier"] for r in read_manifest(pool.folder) if r["kind"] == "scar"]
+    for path in pool.cases.glob(f"{scars[0]}*"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(injection, "TRIES", 30)
+        dataset = inject(pool)
+        assert {kind_of(dataset, "case_00") for _ in range(20)} == {"scar"}
+    (pool.cases / f"{scars[1]}.pkl").unlink()
+    assert {kind_of(dataset, "case_00") for _ in range(20)} == {"real"}
+    (pool.cases / f"{scars[1]}.b2nd").write_bytes(b"cut short")
+    assert kind_of(dataset, "case_00") == "real"
+
+
+def test_class_locations_come_with_the_answer(pool):
+    image, labels, _, properties = inject(pool).load_case("case_00")
+    assert kind_of(inject(pool), "case_00") == "scar" and image.shape == labels.shape
+    locations = properties["class_locations"]
+    assert {value for value, where in locations.items() if len(where)} == {1, 2, 3}
+    for value, where in locations.items():
+        assert not len(where) or (labels[:][tuple(where.T)] == value).all()
+
+
+def test_region_keys_reach_the_loader(tmp_path, fold):
+    regions = replace(fold, dataset_json=tiny_dataset_json(regions=True))
+    pool = Pool(tmp_path / "pool", regions)
+    pool.extend([sample("scar", 1), sample("healthy", 1)])
+    dataset = inject(pool, full=1)
+    locations = dataset.load_case("case_00")[3]["class_locations"]
+    assert set(locations) == {(1, 2, 3, 4), (2, 3, 4), (3, 4), 4} and len(locations[3, 4])
+    batches = loader(regions, dataset, foreground=1.0)
+    seen = np.concatenate([next(batches)["target"].numpy().ravel() for _ in range(10)])
+    assert seen.max() <= 4 and (seen == 3).any()         # labels are values, also with regions
+
+
+def test_a_patch_counts_as_injected_only_if_its_window_touches_the_changed_box(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    pool.add(*sample("scar", 2))
+    dataset = inject(pool, full=1)
+    dataset.identifiers = ["case_00"]
+    batches = loader(fold, dataset, patch=(16, 16), batch_size=4)
+    found, get_bbox = [], batches.get_bbox
+    batches.get_bbox = lambda *a, **k: found.append(get_bbox(*a, **k)) or found[-1]
+    for _ in range(60):
+        next(batches)
+    first, last = (2, *SCAR_BOX[::2]), (3, *SCAR_BOX[1::2])
+    touching = sum((np.array(low) < last).all() and (np.array(high) > first).all()
+                   for low, high in found)
+    usage = read_usage(pool.folder)
+    assert usage.patches == len(found) == 240
+    assert 0 < usage.injected == touching < 240
+    assert usage.unique_cases == usage.unique_slices == 1
+
+
+def test_windows_that_hang_over_the_image_are_padded_and_counted(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    pool.add(*sample("scar", 2, box=[0, 48, 0, 48]))
+    dataset = inject(pool, full=1)
+    dataset.identifiers = ["case_00"]
+    batches = loader(fold, dataset, patch=(80, 64), foreground=1.0)
+    shapes = {next(batches)["data"].shape for _ in range(20)}
+    assert shapes == {(2, 1, 80, 64)}
+    usage = read_usage(pool.folder)
+    assert 0 < usage.injected < usage.patches == 40
+
+
+def test_real_and_untouched_patches_are_not_counted(pool):
+    dataset = inject(pool, probability=0.0)
+    batches = loader(pool.fold, dataset)
+    for _ in range(5):
+        next(batches)
+    dataset = inject(pool)
+    image = dataset.load_case("case_00")[0]
+    for window in ((slice(None), slice(0, 1)), (0, 3), (0, slice(1, 3), slice(20, 48)), (0, 1, 9)):
+        assert image[window].size
+    usage = read_usage(pool.folder)
+    assert (usage.patches, usage.injected, usage.unique_slices) == (11, 0, 0)
+
+
+def test_unique_samples_are_counted_once_over_workers_and_slices(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    case, record = sample("scar", 1)
+    pool.add(case, {**record, "slices": [1, 2], "changed": {"1": SCAR_BOX, "2": SCAR_BOX}})
+    pool.add(*sample("scar", 4))
+    for _ in range(2):                                   # as two workers would
+        dataset = inject(pool)
+        for _ in range(20):
+            image = dataset.load_case("case_00")[0]
+            image[:, 0:5, 0:48, 0:48]
+    usage = read_usage(pool.folder)
+    assert (usage.patches, usage.injected) == (40, 40)
+    assert (usage.unique_cases, usage.unique_slices) == (2, 3)
+    Pool(pool.folder, fold)                              # a continued training counts on
+    assert read_usage(pool.folder).patches == 40
+
+
+def test_without_a_place_for_counters_training_goes_on(pool, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert kind_of(inject(pool), "case_00") == "scar" and read_usage(pool.folder).patches == 0
+
+
+def test_it_pickles_without_its_open_files_and_starts_afresh(pool):
+    dataset = inject(pool)
+    fresh = pickle.loads(pickle.dumps(dataset))
+    kind_of(dataset, "case_00")
+    used = pickle.loads(pickle.dumps(dataset))
+    assert vars(fresh).keys() == vars(used).keys() == vars(dataset).keys()
+    assert [kind_of(d, "case_00") for d in (fresh, used)] == ["scar"] * 2
+    assert read_usage(pool.folder).patches == 3
+
+
+def served_in_a_worker(dataset) -> tuple:
+    """Kinds, random draws and loaded modules of another process."""
+    kinds = [kind_of(dataset, i) for i in sorted(dataset.identifiers)]
+    return kinds, dataset._rng.integers(2 ** 31, size=4).tolist(), os.getpid(), [
+        name for name in ("diffusers", "transformers", "accelerate") if name in sys.modules]
+
+
+def test_it_works_in_a_spawned_process_with_draws_of_its_own(pool):
+    """The pickle-under-spawn test; spawned, a worker also shows what unpickling imports."""
+    dataset = inject(pool, seed=5)
+    here = served_in_a_worker(dataset)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as spawned:
+        kinds, draws, pid, heavy = spawned.submit(served_in_a_worker, dataset).result(120)
+    expected = ["scar" if i in SCARRED else "healthy" for i in sorted(pool.fold.train)]
+    assert kinds == here[0] == expected and draws != here[1] and pid != os.getpid()
+    assert heavy == []
+    assert read_usage(pool.folder).patches == 2 * len(expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_forked_workers_draw_different_numbers_even_if_the_parent_has_drawn(pool):
+    dataset, draws = inject(pool, seed=5), []
+    kind_of(dataset, "case_00")
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    for _ in range(2):                                   # inherited, not pickled, as in nnU-Net
+        context.Process(target=lambda: queue.put(served_in_a_worker(dataset)[1])).start()
+        draws.append(queue.get())
+    assert draws[0] != draws[1] and dataset._rng.integers(2 ** 31, size=4).tolist() not in draws
+
+
+def test_alone_it_repeats_itself_from_its_seed(pool):
+    def answers(seed):
+        dataset = inject(pool, 0.5, seed=seed)
+        return [dataset.load_case("case_00")[0][0, 2, 0, 0] for _ in range(30)]
+    assert answers(1) == answers(1) != answers(2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_carry_samples_through_batchgenerators(pool, workers):
+    dataset = inject(pool)
+    batches = loader(pool.fold, dataset)
+    feed = SingleThreadedAugmenter(batches, None) if workers == 0 else \
+        NonDetMultiThreadedAugmenter(batches, None, workers, 2, seeds=None, wait_time=0.002)
+    values = set()
+    try:
+        for k in range(60):
+            values.update(next(feed)["data"].unique().tolist())
+            if k > 15 and {100.0, 200.0} <= values:
+                break
+    finally:
+        if workers:
+            feed._finish()
+    assert values <= {0.0, 100.0, 200.0} and {100.0, 200.0} <= values
+    usage = read_usage(pool.folder)
+    assert usage.patches >= 30 and usage.injected > 0
+    assert 1 <= len(list(pool.partial.glob("usage_*.bin"))) <= max(1, workers)
+
+
+def test_a_sample_added_while_workers_run_is_served(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    feed = NonDetMultiThreadedAugmenter(loader(fold, inject(pool, full=1)), None, 1, 1, seeds=None,
+                                        wait_time=0.002)
+    try:
+        assert 100 not in next(feed)["data"]
+        pool.add(*sample("scar", 1))
+        assert any(100 in next(feed)["data"] for _ in range(60))
+    finally:
+        feed._finish()

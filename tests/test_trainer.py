@@ -1,0 +1,230 @@
+"""Laws of the trainers, in real nnU-Net trainings of two epochs of two iterations."""
+
+import ast
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from tiny_inpaint import tiny_config
+from tiny_nnunet import tiny_plans, write_tiny_model
+from tiny_training import enter_nnunet, write_tiny_training
+
+from nnunet_lgesynth.config import InjectionConfig, UserError
+from nnunet_lgesynth.discovery import VARIABLE, list_trainers, trainers_folder
+from nnunet_lgesynth.pool.generator import fit_generator
+from nnunet_lgesynth.pool.store import read_manifest
+from nnunet_lgesynth.trainer import LGESynthTrainer
+
+DATASET = "Dataset116_EMIDECROI"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch):
+    enter_nnunet(monkeypatch, tmp_path)
+    monkeypatch.setenv(VARIABLE, str(trainers_folder()))
+    monkeypatch.setenv("LGESYNTH_EPOCHS", "2")
+    monkeypatch.setenv("LGESYNTH_ITERATIONS", "2")
+    monkeypatch.setenv("LGESYNTH_SEED", "0")
+    monkeypatch.setattr(stock.nnUNetTrainer, "plot_network_architecture", lambda _: None)
+    monkeypatch.setattr(stock.MetaLogger, "plot_progress_png", lambda *_: None)   # seconds each
+    monkeypatch.setattr(LGESynthTrainer, "injection",
+                        InjectionConfig(probability=1.0, pool_cases=2, cases_per_refill=2))
+    return write_tiny_training(tmp_path)
+
+
+def trainer_of(fold, name: str, continued=False, fold_number=0, plans="nnUNetPlans"):
+    """A trainer as `nnUNetv2_train` makes it."""
+    base = fold.folder.parent
+    told = {**json.loads((base / f"{plans}.json").read_text()), "continue_training": continued}
+    trainer = recursive_find_trainer_class_by_name(name)(
+        told, "2d", fold_number, json.loads((base / "dataset.json").read_text()), CPU)
+    maybe_load_checkpoint(trainer, continued, False)
+    return trainer
+
+
+def output(trainer) -> Path:
+    return Path(trainer.output_folder)
+
+
+def rows(trainer) -> list[dict]:
+    return [json.loads(r) for r in (output(trainer) / "lgesynth.jsonl").read_text().splitlines()]
+
+
+def text_log(trainer) -> str:
+    return "".join(p.read_text() for p in sorted(output(trainer).glob("training_log*.txt")))
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    return [w.clone() for w in trainer.network.state_dict().values()]
+
+
+def test_every_trainer_is_found_by_nnunet_itself_and_is_a_thin_file():
+    os.environ.setdefault(VARIABLE, str(trainers_folder()))
+    for name, _ in list_trainers():
+        path = trainers_folder() / f"{name}.py"
+        code = path.read_text()
+        classes = [n for n in ast.parse(code).body if isinstance(n, ast.ClassDef)]
+        assert 3 <= len(code.splitlines()) <= 12 and [c.name for c in classes] == [name]
+        assert issubclass(recursive_find_trainer_class_by_name(name), LGESynthTrainer)
+
+
+def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer.run_training()
+    found = rows(trainer)
+    assert [r["epoch"] for r in found] == [0, 1]
+    assert found[0]["injected_fraction"] == 0 and found[1]["injected_fraction"] > 0
+    assert found[1]["probability"] == 1 and found[1]["patches"] == 4
+    expected = {"pool_scarred_cases", "pool_healthy_cases", "pool_scarred_slices", "drafted",
+                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served"}
+    assert all(expected <= set(r) for r in found)
+    log = text_log(trainer)
+    assert log.count("LGE synthesis: injected fraction") == 2
+    assert log.count("WARNING: the pool is empty") == 1
+    assert (output(trainer) / "checkpoint_final.pth").is_file()
+    pool = output(trainer) / "lgesynth_pool"
+    before = read_manifest(pool)
+    assert len(before) == 4
+    pickle.loads(pickle.dumps(trainer.dataloader_train.data_loader._data))
+
+    # As after a kill in the second epoch: one checkpoint, one epoch's row too many, half a line.
+    state = torch.load(output(trainer) / "checkpoint_final.pth", weights_only=False)
+    state["current_epoch"] = 1
+    state["logging"] = {k: v[:1] for k, v in state["logging"].items()}
+    torch.save(state, output(trainer) / "checkpoint_latest.pth")
+    (output(trainer) / "checkpoint_final.pth").unlink()
+    with open(output(trainer) / "lgesynth.jsonl", "a") as file:
+        file.write('{"epoch": 2, "pro')
+    monkeypatch.setenv("LGESYNTH_EPOCHS", "3")
+    again = trainer_of(fold, "nnUNetTrainerLGEPaint", continued=True)
+    assert again.current_epoch == 1
+    again.run_training()
+    assert all(torch.isfinite(w).all() for w in weights(again))
+    assert [r["epoch"] for r in rows(again)] == [0, 1, 2]
+    assert rows(again)[0] == found[0] and rows(again)[1] != found[1]
+    assert rows(again)[1]["injected_fraction"] > 0          # the pool was kept
+    assert read_manifest(pool) == before and text_log(again).count("pool is empty") == 1
+
+
+def test_the_real_only_twin_makes_no_pool_and_logs_fraction_0(fold):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    trainer.run_training()
+    assert [(r["epoch"], r["injected_fraction"]) for r in rows(trainer)] == [(0, 0.0), (1, 0.0)]
+    assert not (output(trainer) / "lgesynth_pool").exists() and trainer.engine is None
+    assert type(trainer.dataloader_train.data_loader._data) is trainer.dataset_class
+
+
+def test_probability_0_is_real_only_and_says_so(fold, monkeypatch):
+    monkeypatch.setenv("LGESYNTH_PROBABILITY", "0")
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    training, _ = trainer.get_tr_and_val_datasets()
+    assert type(training) is trainer.dataset_class
+    assert "injection probability 0, this is a real-only run" in text_log(trainer)
+    assert not (output(trainer) / "lgesynth_pool").exists()
+
+
+def test_without_a_generator_the_command_that_fits_one_is_named(fold):
+    trainer = trainer_of(fold, "nnUNetTrainerLGESynth")
+    with pytest.raises(UserError, match=r"No generator is fitted.*run: lgesynth fit -d "):
+        trainer.run_training()
+    assert not (output(trainer) / "lgesynth_pool").exists()
+
+
+def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+    write_tiny_model(tmp_path / "nnUNet_results")
+    config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
+    fit_generator(DATASET, "2d", 0, "nnUNetPlans", config, None, "cpu")
+    trainer = trainer_of(fold, "nnUNetTrainerLGESynth")
+    trainer.run_training()
+    assert rows(trainer)[0]["drafted"] > 0 and trainer.engine.judge is not None
+    assert all(r["generator"] == trainer.engine.generator.hash
+               for r in read_manifest(output(trainer) / "lgesynth_pool"))
+
+
+def test_a_seed_fixes_initial_weights_in_every_arm(fold, monkeypatch):
+    def initial(name):
+        trainer = trainer_of(fold, name)
+        trainer.initialize()
+        return weights(trainer)
+
+    def equal(a, b):
+        return all(torch.equal(x, y) for x, y in zip(a, b))
+    monkeypatch.setenv("LGESYNTH_SEED", "3")
+    first = initial("nnUNetTrainerLGEReal")
+    assert equal(first, initial("nnUNetTrainerLGEReal"))
+    assert equal(first, initial("nnUNetTrainerLGEPaint"))
+    assert trainer_of(fold, "nnUNetTrainerLGEPaint").injection.seed == 3
+    monkeypatch.setenv("LGESYNTH_SEED", "4")
+    assert not equal(first, initial("nnUNetTrainerLGEReal"))
+
+
+def test_a_lost_row_does_not_end_a_training(fold, monkeypatch):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    trainer.on_train_start()
+    (output(trainer) / "lgesynth.jsonl").mkdir()            # cannot be written
+    monkeypatch.setattr(stock.nnUNetTrainer, "on_epoch_end",
+                        lambda self: setattr(self, "current_epoch", self.current_epoch + 1))
+    monkeypatch.setattr(trainer.logger, "get_value", lambda *_, **__: 1.0)
+    trainer.on_epoch_end()
+    assert "WARNING: no row of lgesynth.jsonl" in text_log(trainer)
+
+
+def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkeypatch):
+    monkeypatch.setenv("LGESYNTH_EPOCHS", "30")
+    monkeypatch.setenv("LGESYNTH_ITERATIONS", "50")
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    assert (trainer.num_epochs, trainer.save_every) == (30, 3)
+    assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (50, 10)
+    for name in ("EPOCHS", "ITERATIONS"):
+        monkeypatch.delenv(f"LGESYNTH_{name}")
+    untouched = trainer_of(fold, "nnUNetTrainerLGEReal")
+    assert (untouched.num_epochs, untouched.save_every) == (1000, 50)
+    assert (untouched.num_iterations_per_epoch, untouched.num_val_iterations_per_epoch) == (250, 50)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("EPOCHS", "0"), ("EPOCHS", "ten"), ("ITERATIONS", "1.5"), ("SEED", "-1"), ("SEED", ""),
+    ("PROBABILITY", "-0.1"), ("PROBABILITY", "1.1"), ("PROBABILITY", "nan")])
+def test_numbers_from_the_environment_are_checked(fold, monkeypatch, name, value):
+    monkeypatch.setenv(f"LGESYNTH_{name}", value)
+    with pytest.raises(UserError, match=f"LGESYNTH_{name}|probability"):
+        trainer_of(fold, "nnUNetTrainerLGEPaint")
+
+
+def test_residual_encoder_plans_and_fold_all_train(fold):
+    plans = tiny_plans(architecture="resenc", stages=3, plans_name="nnUNetResEncUNetMPlans")
+    plans["configurations"]["2d"]["data_identifier"] = "nnUNetPlans_2d"
+    (fold.folder.parent / "nnUNetResEncUNetMPlans.json").write_text(json.dumps(plans))
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint", fold_number="all",
+                         plans="nnUNetResEncUNetMPlans")
+    trainer.run_training()
+    assert output(trainer).name == "fold_all" and rows(trainer)[1]["injected_fraction"] > 0
+    assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+
+
+def test_3d_configurations_are_refused(fold):
+    plans = tiny_plans(configuration="3d_fullres", patch=(4, 32, 32), spacing=(10, 1.37, 1.37))
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetPlans_2d"
+    trainer = recursive_find_trainer_class_by_name("nnUNetTrainerLGEPaint")(
+        {**plans, "continue_training": False}, "3d_fullres", 0, fold.dataset_json, CPU)
+    with pytest.raises(UserError, match=r"'3d_fullres' is 3D.*use -c 2d"):
+        trainer.get_tr_and_val_datasets()
+
+
+def test_nnunetv2_train_runs_to_its_validation(fold, monkeypatch):
+    """nnU-Net's own entry, validation included; that starts spawned processes, so it is slow."""
+    monkeypatch.setattr(stock, "default_num_processes", 1)
+    monkeypatch.setenv("LGESYNTH_EPOCHS", "1")
+    run_training(DATASET, "2d", "0", "nnUNetTrainerLGEPaint", device=CPU)
+    folder = next(Path(os.environ["nnUNet_results"]).glob("*/nnUNetTrainerLGEPaint__*/fold_0"))
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    assert {Path(c["reference_file"]).name for c in summary["metric_per_case"]} == {
+        f"{i}.nii.gz" for i in fold.val}
