@@ -47,7 +47,7 @@ def test_the_callers_random_numbers_are_left_alone(inpainter, slices):
 
 def test_a_draft_changes_only_what_lies_under_the_feather(inpainter, slices):
     for item in slices.asked[:3]:
-        image = item.subject.image[item.subject.lge, item.z]
+        image = item.subject.lge[item.z]
         draft = inpainter.drafts([item.condition], [1])[0]
         pasted = paste_array(image, draft, item.condition)
         outside = item.condition.weight == 0

@@ -14,10 +14,11 @@ from nnunet_lgesynth.anatomy.heart import describe
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.condition import CONTROL_CHANNELS, Request, conditions
 from nnunet_lgesynth.generators.inpaint.batch import Draws
-from nnunet_lgesynth.generators.inpaint.data import as_healthy, augment, read_subjects
+from nnunet_lgesynth.generators.inpaint.data import as_healthy, augment
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, objective_of
+from nnunet_lgesynth.generators.subject import read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
 STEPS = [("vae", 1), ("vae", 2), ("vae", 3), ("unet", 1), ("unet", 2), ("unet", 3),
@@ -125,7 +126,7 @@ def test_the_fit_opens_no_validation_case(fold, tmp_path):
         for file in fold.folder.glob(f"{name}*"):
             shutil.move(file, tmp_path)
     try:
-        assert {i.subject.identifier for i in tiny_slices(fold, tiny_config()).real} <= set(
+        assert {i.subject.case.identifier for i in tiny_slices(fold, tiny_config()).real} <= set(
             fold.train)
     finally:
         for file in tmp_path.iterdir():
@@ -173,7 +174,7 @@ def test_a_healthy_twin_is_what_a_healthy_request_makes(fold):
     mask = np.zeros(item.subject.labels.shape, np.uint8)
     mask[item.z] = item.request
     request = Request(mask, item.condition.contrast, item.condition.no_reflow_contrast, True)
-    made = conditions(item.subject.image[0], item.subject.anatomy, item.subject.intensities,
+    made = conditions(item.subject.lge, item.subject.anatomy, item.subject.intensities,
                       request, [item.z], pixels=32, mm=1.4, feather_mm=4.0)[0]
     twin = as_healthy(item).condition
     for name in ("source", "request", "region", "weight"):
@@ -194,7 +195,7 @@ def test_augmentation_moves_image_and_request_together(fold):
 
 def test_contrast_is_measured_on_the_slice(fold):
     for item in tiny_slices(fold, tiny_config()).scarred:
-        case = fold.read(item.subject.identifier)
+        case = fold.read(item.subject.case.identifier)
         anatomy = describe(case.labels[0], fold.info.roles, case.spacing, fold.info.frame)
         assert np.array_equal(anatomy.wall, item.subject.anatomy.wall)
         image = item.subject.intensities.apply(case.image[0, item.z])

@@ -75,7 +75,7 @@ def test_the_segmenter_sees_what_paste_writes(slices, setting):
                     if np.array_equal(i.condition.source, batch.image[k, 0].numpy())
                     and np.array_equal(i.condition.region, batch.region[k, 0].numpy() > 0)
                     and caption in (i.condition.caption, "no enhancement"))
-        image = item.subject.image[0, item.z]
+        image = item.subject.lge[item.z]
         full = paste_array(image, drafts[k, 0].numpy(), item.condition)
         top, left = (round(a - b) for a, b in
                      zip(item.condition.crop.centre, batch.canvas.crops[k].centre))

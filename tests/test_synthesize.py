@@ -14,11 +14,11 @@ from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case
 from nnunet_lgesynth.generators.condition import feather
 from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.pool.synthesize import (
-    Heart,
     kinds_for,
-    measure_prior,
     paint_case,
+    prepare,
     synthesize,
 )
 
@@ -34,13 +34,13 @@ def fold(tmp_path, monkeypatch):
 
 @pytest.fixture
 def heart(fold):
-    return Heart.of(fold, fold.read("case_01"))          # scar-free
+    return Subject.of(fold, fold.read("case_01"))          # scar-free
 
 
 class SliceJudge:
     """Finds the truth in the slices it is told, and scar everywhere in the others."""
 
-    def __init__(self, heart: Heart, request: np.ndarray, finds: set[int]):
+    def __init__(self, heart: Subject, request: np.ndarray, finds: set[int]):
         self.heart, self.request, self.finds, self.calls = heart, request, finds, []
 
     def predict(self, images: torch.Tensor, centre=None) -> torch.Tensor:
@@ -129,9 +129,9 @@ def test_only_the_lge_channel_changes(fold):
     case = tiny_case(1)
     both = replace(case, image=np.concatenate([case.image * 3 + 1, case.image]))
     second = replace(fold, info=replace(fold.info, roles=replace(fold.info.roles, lge_channel=1)))
-    sample = draft(second, Heart.of(second, both))
+    sample = draft(second, Subject.of(second, both))
     assert sample.accepted and (sample.case.image[0] == both.image[0]).all()
-    assert (sample.case.image[1] == draft(fold, Heart.of(fold, case)).case.image[0]).all()
+    assert (sample.case.image[1] == draft(fold, Subject.of(fold, case)).case.image[0]).all()
 
 
 def test_a_sample_follows_from_its_seed(fold, heart):
@@ -147,7 +147,7 @@ def test_a_sample_follows_from_its_seed(fold, heart):
 
 
 def test_the_stream_follows_from_its_generator_and_each_sample_from_its_record(fold):
-    prior, hearts = measure_prior(fold, "sector")
+    prior, hearts = prepare(fold, "sector")
     by_name = {h.case.identifier: h for h in hearts}
 
     def stream(seed):
@@ -166,7 +166,7 @@ def test_the_stream_follows_from_its_generator_and_each_sample_from_its_record(f
 def test_healthy_repaintings_stand_for_scar_free_patients(fold):
     """A scarred patient's heart, repainted elsewhere, still holds scar: it may not answer for one
     without."""
-    prior, hearts = measure_prior(fold, "sector")
+    prior, hearts = prepare(fold, "sector")
     assert {h.case.identifier for h in hearts} == {"case_00", "case_01", "case_02", "case_03"}
     samples = list(islice(synthesize(fold, Painter(), prior, hearts, None, QCConfig(),
                                      np.random.default_rng(0)), 24))
@@ -178,7 +178,7 @@ def test_healthy_repaintings_stand_for_scar_free_patients(fold):
 
 
 def test_without_a_scar_free_heart_only_scars_are_drafted(fold):
-    prior, hearts = measure_prior(fold, "sector")
+    prior, hearts = prepare(fold, "sector")
     scarred = [h for h in hearts if h.anatomy.scarred.any()]
     assert kinds_for(hearts) == ("scar", "healthy") and kinds_for(scarred) == ("scar",)
     samples = islice(synthesize(fold, Painter(), prior, scarred, None, QCConfig(),
@@ -187,7 +187,7 @@ def test_without_a_scar_free_heart_only_scars_are_drafted(fold):
 
 
 def test_real_scars_are_never_painted_over(fold):
-    heart = Heart.of(fold, fold.read("case_00"))
+    heart = Subject.of(fold, fold.read("case_00"))
     sample = draft(fold, heart)
     assert heart.anatomy.scarred.tolist() == [False, True, True, False, False]
     assert set(sample.verdicts) <= {0, 3, 4}
@@ -198,7 +198,7 @@ def test_real_scars_are_never_painted_over(fold):
 
 def test_a_lesion_that_leaves_the_crop_is_refused_where_it_does(fold):
     """The label would otherwise change where no scar was painted."""
-    heart = Heart.of(fold, tiny_case(1))
+    heart = Subject.of(fold, tiny_case(1))
     small = Painter()
     small.pixels = 16
     sample = paint_case(fold, small, heart, SPEC, paint_mask(heart.anatomy, SPEC), None, QCConfig(),
@@ -214,7 +214,7 @@ def test_a_request_too_small_for_any_slice_is_no_sample(fold, heart):
 
 def test_requests_that_never_fit_end_with_an_error(fold, monkeypatch):
     monkeypatch.setattr("nnunet_lgesynth.pool.synthesize.HEARTS", 3)
-    prior, hearts = measure_prior(fold, "sector")
+    prior, hearts = prepare(fold, "sector")
     with pytest.raises(UserError, match=r"fewer than 10000 pixels.*lgesynth doctor"):
         next(synthesize(fold, Painter(), prior, hearts, None, QCConfig(min_pixels=10 ** 4),
                         np.random.default_rng(0)))
@@ -228,19 +228,19 @@ def test_no_scar_free_slice_anywhere_is_refused(fold):
         fold.write(replace(case, identifier=f"full_{identifier}", labels=labels), fold.folder)
     full = replace(fold, train=tuple(f"full_{i}" for i in fold.train))
     with pytest.raises(UserError, match=r"no training case has scar-free slices.*add scar-free"):
-        measure_prior(full, "sector")
+        prepare(full, "sector")
 
 
 def test_no_real_scar_to_learn_from_is_refused(fold):
     with pytest.raises(UserError, match="no measurable scar"):
-        measure_prior(replace(fold, train=("case_01", "case_03")), "sector")
+        prepare(replace(fold, train=("case_01", "case_03")), "sector")
 
 
 def test_a_case_without_a_ring_is_named_and_passed_over(fold):
     case = fold.read("case_01")
     broken = replace(case, identifier="open", labels=np.where(case.labels == 2, 0, case.labels))
     with pytest.raises(UserError, match="open: no slice has a closed myocardial ring"):
-        Heart.of(fold, broken)
+        Subject.of(fold, broken)
     fold.write(broken, fold.folder)
-    prior, hearts = measure_prior(replace(fold, train=(*fold.train, "open")), "sector")
+    prior, hearts = prepare(replace(fold, train=(*fold.train, "open")), "sector")
     assert isinstance(prior, Prior) and len(hearts) == 4

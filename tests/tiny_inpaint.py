@@ -3,7 +3,8 @@
 import dataclasses
 
 from nnunet_lgesynth.config import FitConfig, NetworkConfig
-from nnunet_lgesynth.generators.inpaint.data import SliceSet, measure_prior, read_subjects
+from nnunet_lgesynth.generators.inpaint.data import SliceSet
+from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 
 __all__ = ["tiny_config", "tiny_slices"]
 

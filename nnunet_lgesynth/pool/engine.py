@@ -24,7 +24,7 @@ from nnunet_lgesynth.pool.synthesize import (
     KINDS,
     Sample,
     kinds_for,
-    measure_prior,
+    prepare,
     synthesize,
 )
 
@@ -63,7 +63,7 @@ class Engine:
                  log: Callable[[str], None]):
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.log = injection, log
-        self.prior, self.hearts = measure_prior(fold, injection.prior)
+        self.prior, self.hearts = prepare(fold, injection.prior)
         self.pool = Pool(folder, fold)
         self.qc = QCConfig()
         self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}

@@ -15,41 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nnunet_lgesynth.anatomy.heart import Anatomy, describe
-from nnunet_lgesynth.anatomy.intensities import Intensities
-from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord, measure_scar
+from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.generators.condition import Request, conditions, paste_array
+from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
 
-__all__ = ["KINDS", "Heart", "Sample", "hearts_of", "kinds_for", "measure_prior", "paint_case",
-           "synthesize"]
+__all__ = ["KINDS", "Sample", "kinds_for", "paint_case", "prepare", "synthesize"]
 
 KINDS = ("scar", "healthy")
 DRAWS = 20      # requests drawn for a heart before it is given up
 HEARTS = 50     # hearts given up in a row before the search is
-
-
-@dataclass(frozen=True)
-class Heart:
-    """A case with its geometry; `case.image` is (C, Z, Y, X)."""
-
-    case: Case
-    anatomy: Anatomy
-    intensities: Intensities
-
-    @classmethod
-    def of(cls, fold: Fold, case: Case) -> Heart:
-        roles = fold.info.roles
-        anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame)
-        if not anatomy.rings.any():
-            raise UserError(f"{case.identifier}: no slice has a closed myocardial ring (label "
-                            f"{roles.myocardium} around {roles.cavity}); are the roles right? "
-                            "See: lgesynth doctor")
-        return cls(case, anatomy, Intensities.measure(
-            case.image[roles.lge_channel], case.labels[0], anatomy, roles))
 
 
 @dataclass(frozen=True)
@@ -80,40 +58,26 @@ class Sample:
                 "generator": generator}
 
 
-def hearts_of(fold: Fold, identifiers: Sequence[str]) -> Iterator[Heart]:
-    """Every case with a usable ring, in order; cases without one are passed over."""
-    for identifier in identifiers:
-        try:
-            yield Heart.of(fold, fold.read(identifier))
-        except UserError:
-            continue
-
-
-def measure_prior(fold: Fold, name: str) -> tuple[Prior, list[Heart]]:
-    """The prior fitted on the training cases' real scars, and the hearts one can paint into."""
-    records: list[ScarRecord] = []
-    paintable: list[Heart] = []
-    for heart in hearts_of(fold, fold.train):
-        image = heart.intensities.apply(heart.case.image[fold.info.roles.lge_channel])
-        record = measure_scar(heart.case.labels[0], image, heart.anatomy, fold.info.roles)
-        if record is not None:
-            records.append(record)
-        if heart.anatomy.paintable.sum() >= max(1, heart.anatomy.rings.sum() // 2):
-            paintable.append(heart)
+def prepare(fold: Fold, name: str) -> tuple[Prior, list[Subject]]:
+    """The prior fitted on the training cases' real scars, and the hearts one can paint into: those
+    with scar-free slices in at least half of their rings."""
+    subjects = read_subjects(fold, fold.train)
+    paintable = [s for s in subjects if s.anatomy.paintable.sum() >=
+                 max(1, s.anatomy.rings.sum() // 2)]
     if not paintable:
         raise UserError(f"{fold.dataset} fold {fold.fold}: no training case has scar-free slices "
                         "with a closed myocardial ring in at least half of its heart, so there is "
                         "nothing to paint into; add scar-free cases.")
-    return Prior(name, tuple(records)), paintable
+    return measure_prior(subjects, fold, name), paintable
 
 
-def kinds_for(hearts: Sequence[Heart]) -> tuple[str, ...]:
+def kinds_for(hearts: Sequence[Subject]) -> tuple[str, ...]:
     """The kinds of sample these hearts allow: healthy ones need a heart without any scar, because
     they stand for scar-free patients."""
     return KINDS if any(_scar_free(h) for h in hearts) else KINDS[:1]
 
 
-def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Heart], judge,
+def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Subject], judge,
                config: QCConfig, rng: np.random.Generator,
                kinds: Sequence[str] | None = None) -> Iterator[Sample]:
     """Endless drafts of the kinds in turn, accepted or not; the caller stops it.
@@ -138,11 +102,11 @@ def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Heart], jud
                                 "slice; are the roles right? See: lgesynth doctor")
 
 
-def _scar_free(heart: Heart) -> bool:
+def _scar_free(heart: Subject) -> bool:
     return not heart.anatomy.scarred.any()
 
 
-def _draw(prior: Prior, heart: Heart, config: QCConfig, rng: np.random.Generator):
+def _draw(prior: Prior, heart: Subject, config: QCConfig, rng: np.random.Generator):
     for _ in range(DRAWS):
         spec = prior.draw(heart.anatomy, rng)
         mask = paint_mask(heart.anatomy, spec)
@@ -151,7 +115,7 @@ def _draw(prior: Prior, heart: Heart, config: QCConfig, rng: np.random.Generator
     return None
 
 
-def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.ndarray, judge,
+def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.ndarray, judge,
                config: QCConfig, seed: int, healthy: bool = False) -> Sample:
     """Draft one request in every slice it touches, judge each slice, keep the accepted ones.
 
@@ -159,7 +123,7 @@ def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.nda
     """
     roles = fold.info.roles
     slices = [int(z) for z in np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)]
-    lge = heart.case.image[roles.lge_channel]
+    lge = heart.lge
     asked = conditions(lge, heart.anatomy, heart.intensities,
                        Request(mask, spec.contrast, spec.no_reflow_contrast, healthy), slices,
                        pixels=generator.pixels, mm=generator.mm, feather_mm=generator.feather_mm)
@@ -186,7 +150,7 @@ def paint_case(fold: Fold, generator, heart: Heart, spec: ScarSpec, mask: np.nda
                   seed)
 
 
-def _judge(judge, heart: Heart, slices: Sequence[int], after: np.ndarray):
+def _judge(judge, heart: Subject, slices: Sequence[int], after: np.ndarray):
     """The judge's label maps before and after, or Nones without a judge."""
     if judge is None or not slices:
         return [None] * len(slices), [None] * len(slices)

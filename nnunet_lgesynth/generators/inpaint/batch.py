@@ -148,7 +148,7 @@ def _canvas(items: Sequence[Item], slices: SliceSet) -> Canvas:
     level, scale = (torch.tensor([getattr(i.condition.intensities, name) for i in items])
                     [:, None, None, None] for name in ("level", "scale"))
     return Canvas(image, weight[:, None], target, level, scale,
-                  tuple(p["crop"] for p in parts), items[0].subject.lge)
+                  tuple(p["crop"] for p in parts), items[0].subject.channel)
 
 
 def _moved(value, device):

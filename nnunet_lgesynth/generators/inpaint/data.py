@@ -13,7 +13,6 @@ degrees, small shifts and zooms, and gain (which scales the contrast asked as we
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,33 +20,20 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT
-from nnunet_lgesynth.anatomy.heart import Anatomy, describe
-from nnunet_lgesynth.anatomy.priors import Prior, measure_scar
+from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, paint_mask
 from nnunet_lgesynth.config import FitConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.generators.condition import Condition, Intensities, Request, conditions
+from nnunet_lgesynth.generators.condition import Condition, Request, conditions
+from nnunet_lgesynth.generators.subject import Subject
 
-__all__ = ["Item", "SliceSet", "Subject", "as_healthy", "augment", "canvas", "measure_prior",
-           "read_subjects"]
+__all__ = ["Item", "SliceSet", "as_healthy", "augment", "canvas"]
 
 DRAWN_LESIONS = 400           # lesions drawn before training; each gives a few slices
 MAX_TURN = 10.0               # degrees
 MAX_SHIFT = 2.0               # crop pixels
 MAX_ZOOM = 0.08
 MAX_GAIN = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A training case, measured once; image (C, Z, Y, X) in nnU-Net's intensities."""
-
-    identifier: str
-    image: np.ndarray
-    lge: int
-    labels: np.ndarray            # (Z, Y, X)
-    anatomy: Anatomy
-    intensities: Intensities
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,40 +76,6 @@ class SliceSet:
                    tuple(_drawn_items(subjects, prior, config)))
 
 
-def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:
-    """The measurable ones of these training cases; validation cases are refused."""
-    foreign = sorted(set(identifiers) - set(fold.train))
-    if foreign:
-        raise UserError(f"{', '.join(foreign[:3])} are no training cases of fold {fold.fold}; the "
-                        "generator may only see fold.train.")
-    subjects = []
-    for identifier in identifiers:
-        case = fold.read(identifier)
-        labels, lge = case.labels[0], fold.info.roles.lge_channel
-        anatomy = describe(labels, fold.info.roles, case.spacing, fold.info.frame)
-        if not anatomy.rings.any():
-            warnings.warn(f"{identifier} has no slice with a closed myocardial ring and is left "
-                          "out.", stacklevel=2)
-            continue
-        try:
-            intensities = Intensities.measure(case.image[lge], labels, anatomy, fold.info.roles)
-        except UserError as error:
-            warnings.warn(f"{identifier} is left out: {error}", stacklevel=2)
-            continue
-        subjects.append(Subject(identifier, case.image, lge, labels, anatomy, intensities))
-    if not subjects:
-        raise UserError(f"None of the {len(identifiers)} training cases has a slice with a closed "
-                        "myocardial ring; check the roles with: lgesynth doctor")
-    return subjects
-
-
-def measure_prior(subjects: Sequence[Subject], fold: Fold, name: str) -> Prior:
-    """The prior of this name over the subjects' real scars."""
-    records = [measure_scar(s.labels, s.intensities.apply(s.image[s.lge]), s.anatomy,
-                            fold.info.roles) for s in subjects]
-    return Prior(name, tuple(r for r in records if r is not None))
-
-
 def _real_items(subject: Subject, fold: Fold, config: FitConfig) -> list[Item]:
     roles = fold.info.roles
     mask = np.where(np.isin(subject.labels, roles.scars), SCAR, 0).astype(np.uint8)
@@ -131,7 +83,7 @@ def _real_items(subject: Subject, fold: Fold, config: FitConfig) -> list[Item]:
         mask[subject.labels == roles.no_reflow] = NO_REFLOW
     items = []
     for z in np.flatnonzero(subject.anatomy.rings):
-        image = subject.intensities.apply(subject.image[subject.lge, z])
+        image = subject.intensities.apply(subject.lge[z])
         contrasts = [float(np.median(image[mask[z] == v])) if (mask[z] == v).any() else 0.0
                      for v in (SCAR, NO_REFLOW)]
         items.append(_item(subject, z, mask[z], contrasts, config))
@@ -163,7 +115,7 @@ def _item(subject: Subject, z: int, mask: np.ndarray, contrasts,
     stack = np.zeros(subject.labels.shape, np.uint8)
     stack[z] = mask
     request = Request(stack, *contrasts)
-    condition = conditions(subject.image[subject.lge], subject.anatomy, subject.intensities,
+    condition = conditions(subject.lge, subject.anatomy, subject.intensities,
                            request, [z], pixels=config.crop_pixels, mm=config.crop_mm,
                            feather_mm=config.feather_mm)[0]
     return Item(subject, int(z), mask, condition)
@@ -209,7 +161,7 @@ def canvas(item: Item, fold: Fold) -> dict:
         labels = np.where(item.request == NO_REFLOW, roles.scars[-1], labels)
     starts = [_start(n, p, c) for n, p, c in
               zip(labels.shape, fold.patch_size, subject.anatomy.lv_centre)]
-    return {"image": _window(subject.image[:, item.z], starts, fold.patch_size),
+    return {"image": _window(subject.case.image[:, item.z], starts, fold.patch_size),
             "weight": _window(item.condition.weight, starts, fold.patch_size),
             "target": _window(labels, starts, fold.patch_size),
             "crop": item.condition.crop.shifted(starts)}

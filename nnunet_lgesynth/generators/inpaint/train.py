@@ -37,7 +37,7 @@ from nnunet_lgesynth import __version__
 from nnunet_lgesynth.config import FitConfig, UserError, config_hash, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.inpaint.batch import STAGES, Draws
-from nnunet_lgesynth.generators.inpaint.data import SliceSet, measure_prior, read_subjects
+from nnunet_lgesynth.generators.inpaint.data import SliceSet
 from nnunet_lgesynth.generators.inpaint.networks import Networks, build, build_controlnet
 from nnunet_lgesynth.generators.inpaint.objectives import DiffusionObjective, VaeObjective
 from nnunet_lgesynth.generators.inpaint.progress import (
@@ -47,6 +47,7 @@ from nnunet_lgesynth.generators.inpaint.progress import (
     write_checkpoint,
 )
 from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
+from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
 __all__ = ["fit", "objective_of"]

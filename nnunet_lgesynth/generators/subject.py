@@ -1,0 +1,80 @@
+"""A case that is ready to be painted or learnt from: its geometry and its intensity scale.
+
+Both are measured once per case from labels and image; the inpainter's training material, the prior
+and the synthesis all start from here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunet_lgesynth.anatomy.heart import Anatomy, describe
+from nnunet_lgesynth.anatomy.intensities import Intensities
+from nnunet_lgesynth.anatomy.priors import Prior, measure_scar
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.dataset.case import Case, Fold
+
+__all__ = ["Subject", "measure_prior", "read_subjects"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A case in nnU-Net's intensities with its anatomy; `channel` is the LGE channel."""
+
+    case: Case
+    channel: int
+    anatomy: Anatomy
+    intensities: Intensities
+
+    @classmethod
+    def of(cls, fold: Fold, case: Case) -> Subject:
+        """Measure a case; `UserError` where no slice has a closed ring or the image is constant."""
+        roles = fold.info.roles
+        anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame)
+        if not anatomy.rings.any():
+            raise UserError(f"{case.identifier}: no slice has a closed myocardial ring (label "
+                            f"{roles.myocardium} around {roles.cavity}); are the roles right? "
+                            "See: lgesynth doctor")
+        channel = roles.lge_channel
+        return cls(case, channel, anatomy,
+                   Intensities.measure(case.image[channel], case.labels[0], anatomy, roles))
+
+    @property
+    def lge(self) -> np.ndarray:
+        """(Z, Y, X) float32, nnU-Net's intensities."""
+        return self.case.image[self.channel]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(Z, Y, X) label values."""
+        return self.case.labels[0]
+
+
+def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:
+    """The measurable ones of these training cases; validation cases are refused."""
+    foreign = sorted(set(identifiers) - set(fold.train))
+    if foreign:
+        raise UserError(f"{', '.join(foreign[:3])} are no training cases of fold {fold.fold}; the "
+                        "generator may only see fold.train.")
+    subjects = []
+    for identifier in identifiers:
+        case = fold.read(identifier)
+        try:
+            subjects.append(Subject.of(fold, case))
+        except UserError as error:
+            warnings.warn(f"{identifier} is left out: {error}", stacklevel=2)
+    if not subjects:
+        raise UserError(f"None of the {len(identifiers)} training cases has a slice with a closed "
+                        "myocardial ring; check the roles with: lgesynth doctor")
+    return subjects
+
+
+def measure_prior(subjects: Sequence[Subject], fold: Fold, name: str) -> Prior:
+    """The prior of this name over the subjects' real scars."""
+    records = [measure_scar(s.labels, s.intensities.apply(s.lge), s.anatomy, fold.info.roles)
+               for s in subjects]
+    return Prior(name, tuple(r for r in records if r is not None))
