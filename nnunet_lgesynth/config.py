@@ -137,7 +137,7 @@ _LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
 
 PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     #         name       nets    crop              steps of vae, unet, controlnet, reward
-    FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=250,
+    FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,
               unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
               sampler_steps=6, save_every=100),
     FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1500, unet_steps=1200,

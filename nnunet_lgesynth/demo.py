@@ -25,7 +25,7 @@ DATASET, PATIENTS, SEED = 901, 30, 0
 PIXELS, SPACING = 64, 1.6
 BATCH_SIZE = 12
 FEATURES = [16, 32, 64, 128]      # of the U-Net's stages; nnU-Net would plan 32 to 512
-EPOCHS, ITERATIONS = 16, 45
+EPOCHS, ITERATIONS = 15, 44
 # nnUNetv2_plan_and_preprocess by this interpreter, wherever its scripts were installed
 PREPROCESS = ("from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
               "plan_and_preprocess_entry; plan_and_preprocess_entry()")

@@ -1,6 +1,6 @@
 """What is wrong with one fold of a dataset, and the remedy: the second half of `doctor`.
 
-    labels -> plans -> splits -> judge -> generator
+    labels -> plans -> splits -> hearts -> judge -> generator
 
 Each check is a generator of (status, message) or (status, message, remedy), run by `doctor`; a
 `UserError` on the way, "rule; remedy", ends it as an error. Files are only read.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,32 @@ def _splits(target: Target):
                f"{len(split['val'])} validation cases, all present.")
 
 
+def _hearts(target: Target):
+    """Whether the training cases hold what the plugin learns from and paints into."""
+    from nnunet_lgesynth.config import InjectionConfig
+    from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.pool.synthesize import prepare
+
+    if not _cases_folder(target).is_dir() or (target.fold != "all" and _split(target) is None):
+        return                      # `plans` or `splits` reports that
+    fold = Fold.open(target.name, target.configuration, target.fold, target.plans)
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always")
+        prior, hearts = prepare(fold, InjectionConfig().prior)
+    for warning in left_out:
+        if " is left out: " in str(warning.message):
+            yield ("warning", f"{warning.message}", "mend the case, or leave it: the plugin passes "
+                   "over it and nnU-Net trains on it")
+    healthy = sum(not heart.anatomy.scarred.any() for heart in hearts)
+    counts = (f"{len(fold.train)} training cases: {len(prior.records)} with a scar to learn from, "
+              f"{len(hearts)} to paint into, {healthy} of these free of scar.")
+    if healthy:
+        yield "ok", counts
+    else:
+        yield ("warning", f"{counts} Without scar-free ones no healthy wall is repainted, so being "
+               "repainted alone tells a scar.", "add scar-free cases if there are any")
+
+
 def _judge(target: Target):
     from nnunet_lgesynth.judge.segmenter import default_reward_folder
 
@@ -193,5 +220,5 @@ def _generator(target: Target):
             yield "ok", f"{folder} saw no validation case of fold {target.fold}."
 
 
-DATASET_CHECKS = {"labels": _labels, "plans": _plans, "splits": _splits, "judge": _judge,
-                  "generator": _generator}
+DATASET_CHECKS = {"labels": _labels, "plans": _plans, "splits": _splits, "hearts": _hearts,
+                  "judge": _judge, "generator": _generator}

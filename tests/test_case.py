@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,6 +211,40 @@ def test_bad_cases_are_named(world):
     fold.write(case, folder)
     with pytest.raises(UserError, match=r"Case\.1_N.*NaN"):
         fold.read("Case.1_N")
+
+
+def test_damaged_files_and_labels_of_another_shape_are_named(world):
+    folder = world.make()
+    fold = Fold.open(117, "2d", 0)
+    case = fold.read("Case.1_N")
+    for path in folder.glob("Case.1_N*"):
+        path.unlink()
+    fold.write(replace(case, labels=case.labels[:, :-1]), folder)
+    with pytest.raises(UserError, match=r"Case\.1_N.*image has \(3, 72, 72\).*labels \(2, 72, 72"):
+        fold.read("Case.1_N")
+    for ending in (".b2nd", ".pkl"):
+        (folder / f"Case.2_P{ending}").write_bytes(b"cut")
+        with pytest.raises(UserError, match=r"Case\.2_P.*cannot be read.*preprocess"):
+            fold.read("Case.2_P")
+
+
+@pytest.mark.parametrize("roles, match", [
+    (Roles(1, 2, 7), r"label values \[7\].*lgesynth roles -d"),
+    (Roles(1, 2, 3, rv=9), r"label values \[9\]"), (Roles(1, 2, 3, lge_channel=1), "channel 1")])
+def test_roles_that_the_dataset_does_not_have_are_refused(world, roles, match):
+    world.make(regions=True)
+    write_info(world.base / "raw" / NAME, DatasetInfo(roles))
+    with pytest.raises(UserError, match=match):
+        Fold.open(117, "2d", 0)
+
+
+def test_too_few_cases_for_a_split_are_named(world):
+    folder = world.make()
+    (folder.parent / "splits_final.json").unlink()
+    with pytest.raises(UserError, match=r"holds 4 cases.*-f all"):
+        Fold.open(117, "2d", 0)
+    assert not (folder.parent / "splits_final.json").exists()
+    assert Fold.open(117, "2d", "all").train == IDENTIFIERS
 
 
 def test_fold_and_case_pickle(world):

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_fold import tiny_case
+from tiny_nnunet import tiny_plans
 
 from nnunet_lgesynth import doctor
+from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 from nnunet_lgesynth.discovery import VARIABLE, trainers_folder
 from nnunet_lgesynth.doctor_dataset import DATASET_CHECKS, Target
@@ -49,10 +54,9 @@ def dataset(tmp_path, monkeypatch):
     described = {"channel_names": {"0": "LGE"}, "file_ending": ".nii.gz", "numTraining": 4,
                  "labels": {"background": 0, "cavity": 1, "wall": [2, 3, 4], "scar": [3, 4],
                             "no_reflow": 4}, "regions_class_order": [1, 2, 3, 4]}
-    plans = {"dataset_name": NAME, "plans_name": "nnUNetPlans", "configurations": {
-        "2d": {"data_identifier": "nnUNetPlans_2d", "patch_size": [64, 64], "architecture": {}},
-        "3d_fullres": {"data_identifier": "nnUNetPlans_3d", "patch_size": [8, 64, 64],
-                       "architecture": {}}}}
+    plans = tiny_plans(dataset=NAME)
+    plans["configurations"]["3d_fullres"] = {
+        "data_identifier": "nnUNetPlans_3d", "patch_size": [8, 64, 64], "architecture": {}}
     _put(folders["raw"] / "dataset.json", described)
     write_info(folders["raw"], DatasetInfo(Roles(1, 2, 3, no_reflow=4)))
     _put(folders["preprocessed"] / "dataset.json", described)
@@ -60,9 +64,11 @@ def dataset(tmp_path, monkeypatch):
     _put(folders["preprocessed"] / "splits_final.json",
          [{"train": ["a", "b", "c"], "val": ["d"]}, {"train": ["b", "c", "d"], "val": ["a"]}])
     cases = folders["preprocessed"] / "nnUNetPlans_2d"
-    for case in CASES:
-        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-            _put(cases / f"{case}{ending}", "")
+    _put(cases / "format.b2nd", "")                 # tells nnU-Net the folder's format
+    fold = Fold.of_training(plans, "2d", 0, described, cases, CASES[:3], CASES[3:])
+    for number, case in enumerate(CASES):           # a and c are scarred
+        fold.write(replace(tiny_case(number), identifier=case), cases)
+    (cases / "format.b2nd").unlink()
     _put(folders["results"] / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth", "")
     _put(folders["results"] / "LGESynth_demo__nnUNetPlans__2d/fold_0/config.json",
          {"train": ["a", "b", "c"]})
@@ -238,6 +244,34 @@ def test_splits_must_be_separate_complete_and_hold_the_fold(dataset):
     path.unlink()
     only(check_dataset("splits"), "warning")
     assert not path.exists()
+
+
+def relabel(dataset, identifiers, change):
+    fold = Fold.open(NAME, "2d", 0)
+    for identifier in identifiers:
+        case = fold.read(identifier)
+        fold.write(replace(case, labels=change(case.labels)), fold.folder)
+
+
+def test_hearts_say_what_there_is_to_learn_from_and_to_paint_into(dataset):
+    found = only(check_dataset("hearts"), "ok")
+    assert "3 training cases: 2 with a scar" in found.message and "1 of these free" in found.message
+    relabel(dataset, "b", lambda a: a * 0)
+    first, second = check_dataset("hearts")
+    assert first.status == second.status == "warning" and second.remedy
+    assert "b is left out: " in first.message and "tells a scar" in second.message
+    relabel(dataset, "ac", lambda a: np.where(a > 2, 2, a))
+    assert "no measurable scar" in check_dataset("hearts")[-1].message
+    relabel(dataset, "ac", lambda a: np.where(a == 1, 0, a))
+    assert check_dataset("hearts")[-1].status == "error"
+
+
+def test_hearts_leave_to_others_what_others_report(dataset):
+    (dataset["preprocessed"] / "splits_final.json").unlink()
+    assert check_dataset("hearts") == []
+    (dataset["preprocessed"] / "nnUNetPlans_2d").rename(dataset["preprocessed"] / "moved")
+    assert check_dataset("hearts") == []
+    assert not (dataset["preprocessed"] / "splits_final.json").exists()
 
 
 def test_missing_judge_and_generator_are_warnings_with_their_command(dataset):

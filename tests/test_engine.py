@@ -93,6 +93,28 @@ def test_rows_count_slices_and_unique_samples(start):
     assert after["unique_slices_served"] == row["unique_slices_served"]
 
 
+def test_the_pass_rate_is_of_scars_and_healthy_wall_is_counted_apart(start):
+    engine, _ = start()
+    row = engine.epoch_row(refill=True)
+    slices = {k: [len(r["verdicts"]) for r in read_manifest(engine.pool.folder) if r["kind"] == k]
+              for k in ("scar", "healthy")}
+    assert row["drafted"] >= sum(slices["scar"]) and row["drafted_healthy"] >= sum(slices["healthy"])
+    assert (row["accepted"], row["accepted_healthy"]) == tuple(
+        engine.counts()[f"pool_{k}_slices"] for k in ("scarred", "healthy"))
+    engine.generator = Blank()                    # its scars are refused, its healthy wall is not
+    engine._drafts = {k: engine._stream(k) for k in engine._drafts}
+    row = engine.epoch_row(refill=True)
+    assert row["accepted"] == 0 < row["drafted"]
+
+
+def test_without_a_scar_free_case_a_warning_says_what_is_missing(fold, tmp_path, log):
+    engine_of(fold, tmp_path / "a", log)
+    assert not log
+    engine = engine_of(replace(fold, train=("case_00", "case_02")), tmp_path / "b", log)
+    assert len(log) == 1 and "no training case is free of scar" in log[0]
+    assert engine.epoch_row(refill=True)["drafted_healthy"] == 0
+
+
 def test_the_log_line_holds_the_injected_fraction(start):
     engine, dataset = start()
     engine.refill()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,33 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
 def test_what_cannot_be_fitted_is_refused(fold, call, message):
     with pytest.raises(UserError, match=message):
         fit_generator(*call, "nnUNetPlans", tiny_config(), None, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.parametrize("change, message", [
+    (lambda a: a * 0, "None of the 4 training cases"),
+    (lambda a: np.where(a > 2, 2, a), "no measurable scar"),
+    (lambda a: np.where(a == 2, 3, a), "None of the 4 training cases")])
+def test_cases_are_examined_before_a_fit_also_in_a_dry_run(fold, tmp_path, change, message):
+    write_tiny_model(tmp_path / "nnUNet_results")
+    for identifier in fold.train:
+        case = fold.read(identifier)
+        fold.write(replace(case, labels=change(case.labels)), fold.folder)
+    for dry in (True, False):
+        with pytest.raises(UserError, match=message):
+            fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu", dry_run=dry)
+        assert not list((tmp_path / "nnUNet_results").glob("*/LGESynth*"))
+
+
+def test_an_unwritable_results_folder_is_refused_before_anything_is_done(fold, tmp_path,
+                                                                         monkeypatch):
+    def refused(dir):
+        raise OSError(30, "Read-only file system")
+
+    write_tiny_model(tmp_path / "nnUNet_results")
+    monkeypatch.setattr("nnunet_lgesynth.pool.generator.tempfile.TemporaryFile", refused)
+    with pytest.raises(UserError, match=r"nnUNet_results.* is not writable \(Read-only"):
+        fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu", dry_run=True)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

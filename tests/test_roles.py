@@ -114,6 +114,20 @@ def test_unusable_info_is_refused(tmp_path, text, match):
         read_info(tmp_path)
 
 
+def test_a_damaged_file_is_written_anew_as_its_message_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    folder = tmp_path / "Dataset042_Heart"
+    folder.mkdir()
+    (folder / "lgesynth.json").write_text("{")
+    for text, match in (("{", "dataset.json is not readable"), ("[]", "lacks"), ("{}", "lacks")):
+        (folder / "dataset.json").write_text(text)
+        with pytest.raises(UserError, match=match):
+            set_roles("42")
+    (folder / "dataset.json").write_text(json.dumps(
+        {"labels": labels("LV", "myo", "scar"), "channel_names": LGE}))
+    assert set_roles("42")[1] == read_info(folder).roles == Roles(1, 2, 3)
+
+
 def test_set_roles_writes_into_the_raw_dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     folder = tmp_path / "Dataset042_Heart"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
 __all__ = ["Case", "Fold", "nnunet_path"]
 
+DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
 FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
 
 
@@ -98,6 +100,7 @@ class Fold:
             raise UserError(f"Configuration {configuration!r} is 3D; scars are painted slice by "
                             "slice so far, use -c 2d.")
         info = _info(plans["dataset_name"], folder.parent)
+        _check_roles(info, dataset_json, plans["dataset_name"])
         info = replace(info, frame=_stored_frame(info.frame, plans["transpose_forward"]))
         return cls(plans["dataset_name"], plans, configuration, fold, Path(folder),
                    tuple(sorted(train)), tuple(sorted(val)), dataset_json, info)
@@ -107,13 +110,20 @@ class Fold:
         if not (self.folder / f"{identifier}.pkl").is_file():
             raise UserError(f"There is no preprocessed case {identifier!r} in {self.folder}; cases "
                             f"are named like {next(iter(self.train + self.val), 'Case_1')!r}.")
-        data, seg, _, properties = self._files.load_case(identifier)
-        image = np.asarray(data[:], np.float32)
+        try:
+            data, seg, _, properties = self._files.load_case(identifier)
+            image, labels = np.asarray(data[:], np.float32), np.asarray(seg[:], np.int16)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(f"{identifier}: its files in {self.folder} cannot be read ({error}); "
+                            "preprocess the dataset again.") from error
+        if image.shape[1:] != labels.shape[1:]:
+            raise UserError(f"{identifier}: its preprocessed image has {image.shape[1:]} voxels, "
+                            f"its labels {labels.shape[1:]}; mend the raw files and preprocess "
+                            "again.")
         if not np.isfinite(image).all():
             raise UserError(f"{identifier}: its preprocessed image holds NaN or infinite values; "
                             "mend the raw image and preprocess again.")
-        return Case(identifier, image, np.asarray(seg[:], np.int16), properties,
-                    self._spacing(properties))
+        return Case(identifier, image, labels, properties, self._spacing(properties))
 
     def write(self, case: Case, folder: Path) -> list[Path]:
         """Store a case in `folder` in the format of this fold, with fresh `class_locations`;
@@ -183,6 +193,20 @@ def _info(dataset: str, preprocessed: Path) -> DatasetInfo:
     return read_info(preprocessed)    # clusters often hold the preprocessed folder alone
 
 
+def _check_roles(info: DatasetInfo, dataset_json: dict, dataset: str) -> None:
+    """Roles and channel must be ones that `dataset.json` has."""
+    known = {int(v) for label, value in dataset_json["labels"].items() if label != "ignore"
+             for v in (value if isinstance(value, (list, tuple)) else [value])}
+    roles = info.roles
+    unknown = sorted({roles.cavity, *roles.wall, *({roles.rv} - {None})} - known)
+    channels = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if unknown or str(roles.lge_channel) not in channels:
+        what = f"label values {unknown}" if unknown else f"channel {roles.lge_channel}"
+        raise UserError(f"lgesynth.json of {dataset} gives a role to {what}, which dataset.json "
+                        f"does not have (labels {sorted(known)}, channels {channels}); write it "
+                        f"anew with: lgesynth roles -d {dataset}")
+
+
 def _stored_frame(frame: Frame, transpose: Sequence[int]) -> Frame:
     if list(transpose) == [0, 1, 2]:
         return frame
@@ -198,7 +222,12 @@ def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[s
         return identifiers, identifiers
     path = base / "splits_final.json"
     if not path.is_file():             # nnU-Net makes the same one when training starts
-        write_json(path, generate_crossval_split(identifiers, seed=12345, n_splits=5))
+        if len(identifiers) < DRAWN_FOLDS:
+            raise UserError(f"{folder} holds {len(identifiers)} cases and {path} is missing; "
+                            f"nnU-Net draws {DRAWN_FOLDS} folds, so write that file, or use "
+                            "-f all.")
+        write_json(path, generate_crossval_split(identifiers, seed=12345,
+                                                 n_splits=DRAWN_FOLDS))
     splits = _read_json(path, "nnUNetv2_train, which creates it")
     if str(fold) not in map(str, range(len(splits))):
         raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "

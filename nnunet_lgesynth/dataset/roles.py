@@ -104,7 +104,7 @@ def read_info(folder: str | Path) -> DatasetInfo:
     try:
         values = json.loads(path.read_text())
         return DatasetInfo(Roles(**values["roles"]), Frame(**values["frame"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:       # also what Roles and Frame refuse
         raise UserError(f"{path} is not readable ({error}); write it anew with: "
                         "lgesynth roles -d DATASET_ID") from error
 
@@ -218,8 +218,22 @@ def set_roles(dataset: str, told: dict[str, str | int] | None = None,
     if len(found) != 1:
         raise UserError(f"{len(found)} datasets match {dataset} in nnUNet_raw={raw or '(not set)'}"
                         ", exactly one with a dataset.json is needed.")
-    dataset_json = json.loads((found[0] / "dataset.json").read_text())
-    roles = guess_roles(dataset_json, told, channel)
-    known = (found[0] / FILE_NAME).is_file()
-    frame = read_info(found[0]).frame if known else Frame()
+    roles = guess_roles(_read_dataset_json(found[0] / "dataset.json"), told, channel)
+    try:
+        frame = read_info(found[0]).frame
+    except UserError:          # there is none yet, or a damaged one that is written anew
+        frame = Frame()
     return write_info(found[0], DatasetInfo(roles, frame)), roles
+
+
+def _read_dataset_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+        missing = {"labels", "channel_names"} - set(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}); mend it by nnU-Net's documentation of "
+                        "dataset.json.") from error
+    if missing:
+        raise UserError(f"{path} lacks {sorted(missing)}; add them, see nnU-Net's documentation of "
+                        "dataset.json.")
+    return values

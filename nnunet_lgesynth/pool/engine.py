@@ -69,7 +69,13 @@ class Engine:
         self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
         self._before = read_usage(folder)
         self._stuck = False
-        self.drafted = self.accepted = 0
+        self._forget_counts()
+        if "healthy" not in self._drafts:
+            log("WARNING: no training case is free of scar, so no healthy wall is repainted and "
+                "being repainted alone tells a scar; add scar-free cases if there are any.")
+
+    def _forget_counts(self) -> None:
+        self.drafted, self.accepted = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
         self.seconds = 0.0
 
     def _stream(self, kind: str):
@@ -106,21 +112,24 @@ class Engine:
 
     def _keep(self, sample: Sample) -> bool:
         """Count a draft, and add it to the pool if it was accepted; returns whether it was."""
-        self.drafted += len(sample.verdicts)
-        self.accepted += len(sample.slices)
+        self.drafted[sample.kind] += len(sample.verdicts)
+        self.accepted[sample.kind] += len(sample.slices)
         if sample.accepted:
             self.pool.add(sample.case, sample.record(self.generator.hash))
         return sample.accepted
 
     def epoch_row(self, refill: bool) -> dict:
-        """What was served since the last call; then refill, and count that too."""
+        """What was served since the last call; then refill, and count that too.
+
+        `drafted` and `accepted` are slices with a scar: healthy wall, which passes more easily,
+        would flatter the pass rate and is counted apart.
+        """
         usage, before = read_usage(self.pool.folder), self._before
         self._before = usage
         patches, injected = usage.patches - before.patches, usage.injected - before.injected
         counts = self.counts()
         ramp = min(1.0, counts["pool_scarred_cases"] / self.injection.pool_cases)
-        self.drafted = self.accepted = 0
-        self.seconds = 0.0
+        self._forget_counts()
         if refill and counts["pool_scarred_cases"] < self.injection.pool_cases:
             self.refill()
         return {"probability": round(self.injection.probability * ramp, 4),
@@ -128,7 +137,9 @@ class Engine:
                 "injected_fraction": round(injected / max(1, patches), 4),
                 "unique_slices_served": usage.unique_slices,
                 "unique_cases_served": usage.unique_cases, **counts,
-                "drafted": self.drafted, "accepted": self.accepted,
+                "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
+                "drafted_healthy": self.drafted["healthy"],
+                "accepted_healthy": self.accepted["healthy"],
                 "seconds_synthesis": round(self.seconds, 3)}
 
     def counts(self) -> dict:
@@ -147,5 +158,5 @@ class Engine:
         return (f"LGE synthesis: injected fraction {row['injected_fraction']:.3f} of "
                 f"{row['patches']} patches (p = {row['probability']:.2f}), pool "
                 f"{row['pool_scarred_cases']} scarred + {row['pool_healthy_cases']} healthy cases, "
-                f"{row['accepted']} of {row['drafted']} drafted slices accepted in "
+                f"{row['accepted']} of {row['drafted']} drafted scar slices accepted in "
                 f"{row['seconds_synthesis']:.1f} s")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import torch
 
-from nnunet_lgesynth.config import FitConfig, UserError, generator_folder
+from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
+from nnunet_lgesynth.pool.synthesize import prepare
 
 __all__ = ["find_inpainter", "fit_generator", "load_generator", "usable_device"]
 
@@ -41,7 +43,8 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
                   dry_run: bool = False) -> Path:
     """Fit the inpainter on a fold's training cases; returns its folder.
 
-    `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's.
+    `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's. Judge,
+    cases and folder are examined before anything is written; `dry_run` ends there.
     """
     opened = Fold.open(dataset, configuration, fold, plans)
     results = nnunet_path("nnUNet_results")
@@ -51,11 +54,24 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     target = usable_device(device)
     judge = Segmenter.load_fold(reward, target)
     judge.check_matches(opened.plans, configuration, opened.dataset_json, fold)
+    prepare(opened, InjectionConfig().prior)      # refuses cases that hold nothing to learn from
+    _require_writable(folder)
     if not dry_run:
         from nnunet_lgesynth.generators.inpaint.train import fit
 
         fit(opened, config, folder, target, judge, resume=resume)
     return folder
+
+
+def _require_writable(folder: Path) -> None:
+    """Try to write where `folder` is or will be."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{there} is not writable ({error.strerror}), so {folder} cannot be made; "
+                        "correct its permissions or point nnUNet_results elsewhere.") from error
 
 
 def usable_device(name: str) -> torch.device:
@@ -85,20 +101,6 @@ def find_inpainter(fold: Fold) -> Path:
         raise UserError(f"No generator is fitted for {fold.dataset}, {fold.configuration}, fold "
                         f"{fold.fold}; run: {remedy}")
     return fitted[-1].parent
-
-
-def _judge(config: dict, fold: Fold, folder: Path, device: torch.device) -> Segmenter:
-    """The segmenter the generator was tuned by."""
-    if config["reward"] is None:
-        raise UserError(f"{folder} was fitted without a reward segmenter, so nothing can judge its "
-                        f"samples; fit again: {_fit_command(fold)}")
-    checkpoint = Path(config["reward"]["checkpoint"])
-    judge = Segmenter.load_fold(checkpoint.parent, device, checkpoint.name)
-    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
-    if judge.hash != config["reward"]["hash"]:
-        raise UserError(f"{checkpoint} was trained anew after {folder} was fitted with it, so it "
-                        f"is another judge now; fit again: {_fit_command(fold)}")
-    return judge
 
 
 def _fit_command(fold: Fold) -> str:
