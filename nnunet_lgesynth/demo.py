@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -26,20 +26,23 @@ PIXELS, SPACING = 64, 1.6
 BATCH_SIZE = 12
 FEATURES = [16, 32, 64, 128]      # of the U-Net's stages; nnU-Net would plan 32 to 512
 EPOCHS, ITERATIONS = 15, 44
+ARMS = ("real", "paint", "lgesynth")
 # nnUNetv2_plan_and_preprocess by this interpreter, wherever its scripts were installed
 PREPROCESS = ("from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
               "plan_and_preprocess_entry; plan_and_preprocess_entry()")
 
 
-def run_demo(out: Path, log: Callable[[str], None]) -> dict:
+def run_demo(out: Path, log: Callable[[str], None], *, patients: int = PATIENTS,
+             arms: Sequence[str] = ARMS, epochs: int = EPOCHS,
+             iterations: int = ITERATIONS) -> dict:
     """Run the demo in `out`; returns the benchmark's outcome (verdict, report, ...)."""
     begin = perf_counter()
     out = Path(out).resolve()
     _set_environment(out)
     name = f"Dataset{DATASET}_EMIDECROI"
     if not (out / "phantom").is_dir():
-        log(f"Drawing {PATIENTS} phantom patients")
-        write_phantom(out / "phantom", n_patients=PATIENTS, seed=SEED)
+        log(f"Drawing {patients} phantom patients")
+        write_phantom(out / "phantom", n_patients=patients, seed=SEED)
     if not (out / "nnUNet_raw" / name).is_dir():
         _run(out, "convert", sys.executable, "-m", "nnunet_lgesynth", "convert", "emidec", "-i",
              str(out / "phantom"), "-d", str(DATASET), "--roi", str(PIXELS), "--spacing",
@@ -49,11 +52,10 @@ def run_demo(out: Path, log: Callable[[str], None]) -> dict:
         _run(out, "preprocess", sys.executable, "-c", PREPROCESS, "-d", str(DATASET), "-c", "2d",
              "-np", "2", "-npfp", "2")
         _shrink(out / "nnUNet_preprocessed" / name / "nnUNetPlans.json")
-    log(f"Training and comparing three arms, {EPOCHS} epochs x {ITERATIONS} iterations each; "
-        f"logs in {out / 'benchmark' / 'logs'}")
-    outcome = benchmark(str(DATASET), "2d", ["real", "paint", "lgesynth"], [0], 1,
-                        out / "benchmark", plans="nnUNetPlans", preset="demo", device="cpu",
-                        epochs=EPOCHS, iterations=ITERATIONS)
+    log(f"Training and comparing {', '.join(arms)}, {epochs} epochs x {iterations} iterations "
+        f"each; logs in {out / 'benchmark' / 'logs'}")
+    outcome = benchmark(str(DATASET), "2d", arms, [0], 1, out / "benchmark", preset="demo",
+                        device="cpu", epochs=epochs, iterations=iterations)
     log(f"Done in {(perf_counter() - begin) / 60:.1f} min")
     return outcome
 

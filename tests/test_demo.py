@@ -1,0 +1,30 @@
+"""The demo's own path, small: phantom, conversion, nnU-Net's planning, two arms, report.
+
+The inpainter's arm is left to `make demo` and, in process, to test_trainer; here run the commands.
+"""
+
+import json
+
+from nnunet_lgesynth.demo import FEATURES, run_demo
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer",
+             "nnUNet_n_proc_DA", "nnUNet_compile")
+
+
+def test_the_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "1")       # set by the demo; undone after the test
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    size = {"patients": 6, "arms": ("real", "paint"), "epochs": 6, "iterations": 2}
+    said = []
+    outcome = run_demo(tmp_path, said.append, **size)
+    assert outcome["report"].is_file() and "paint" in outcome["report"].read_text()
+    plans = next(tmp_path.glob("nnUNet_preprocessed/*/nnUNetPlans.json"))
+    network = json.loads(plans.read_text())["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert network["features_per_stage"] == FEATURES
+    rows = {(r["arm"], r["metric"]): r["value"] for r in outcome["rows"]}
+    assert rows["real", "injected_fraction"] == 0 < rows["paint", "injected_fraction"]
+    logs = {p: p.stat().st_mtime_ns for p in (tmp_path / "benchmark" / "logs").iterdir()}
+    assert run_demo(tmp_path, said.append, **size)["rows"] == outcome["rows"]
+    assert {p: p.stat().st_mtime_ns for p in logs} == logs       # nothing was trained again
+    assert sum("phantom patients" in line for line in said) == 1
