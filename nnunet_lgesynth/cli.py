@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in USER_ERRNO:
             raise
-        print(f"lgesynth: error: {error}; free space or correct the permissions, then run the "
-              "command again.", file=sys.stderr)
+        print(f"lgesynth: error: {error}; free space or correct the permissions, then go on: a "
+              "training with --c, a fit with --resume.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lgesynth: interrupted.", file=sys.stderr)
@@ -115,7 +115,7 @@ def _add_convert(commands) -> None:
     parser.set_defaults(run=_convert)
 
 
-CONVERTERS = {"emidec": "Dataset115_EMIDEC"}
+CONVERTERS = {"emidec": "nnunet_lgesynth.dataset_conversion.Dataset115_EMIDEC"}
 
 
 def _convert(arguments) -> int:
@@ -127,8 +127,7 @@ def _convert(arguments) -> int:
     if not 1 <= arguments.d <= 999:
         raise UserError(f"-d must lie in 1..999 (nnU-Net's dataset ids), not {arguments.d}.")
     region = None if arguments.roi is None else Region(arguments.roi, arguments.spacing)
-    converter = importlib.import_module(
-        f"nnunet_lgesynth.dataset_conversion.{CONVERTERS[arguments.source]}")
+    converter = importlib.import_module(CONVERTERS[arguments.source])
     folder = converter.convert(Path(arguments.i), nnunet_path("nnUNet_raw"), arguments.d, region,
                                arguments.overwrite)
     print(f"Wrote {folder}\nNext: nnUNetv2_plan_and_preprocess -d {arguments.d} -c 2d "
@@ -196,11 +195,8 @@ def _add_trainers(commands) -> None:
 def _trainers(arguments) -> int:
     from nnunet_lgesynth.discovery import list_trainers, trainers_folder
 
-    if arguments.path:
-        print(trainers_folder())
-        return 0
-    for name, line in list_trainers():
-        print(f"{name:28} {line}")
+    listed = (f"{name:28} {line}" for name, line in list_trainers())
+    print(trainers_folder() if arguments.path else "\n".join(listed))
     return 0
 
 
@@ -242,15 +238,18 @@ def _add_train(commands) -> None:
     parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
     parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
     parser.add_argument("--generator", metavar="DIR", help="fold folder of a fitted generator")
+    _device_flag(parser)
     parser.set_defaults(run=_train)
 
 
 def _train(arguments) -> int:
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.discovery import add_to_environment, list_trainers
+    from nnunet_lgesynth.pool.generator import usable_device
 
     if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later and less readably
         Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
+        usable_device(arguments.device)
     add_to_environment()
     given = {f: getattr(arguments, f) for f in ("epochs", "iterations", "seed", "probability",
                                                 "generator")}
@@ -259,7 +258,8 @@ def _train(arguments) -> int:
 
     before = sys.argv
     sys.argv = ["nnUNetv2_train", arguments.dataset, arguments.configuration, str(arguments.fold),
-                "-tr", arguments.tr, "-p", arguments.p, *arguments.rest]
+                "-tr", arguments.tr, "-p", arguments.p, "-device", arguments.device,
+                *arguments.rest]
     try:
         run_training_entry()
     finally:

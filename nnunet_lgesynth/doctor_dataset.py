@@ -166,7 +166,7 @@ def _hearts(target: Target):
         warnings.simplefilter("always")
         prior, hearts = prepare(fold, InjectionConfig().prior)
     for warning in left_out:
-        if " is left out: " in str(warning.message):
+        if " left out; " in str(warning.message):
             yield ("warning", f"{warning.message}", "mend the case, or leave it: the plugin passes "
                    "over it and nnU-Net trains on it")
     healthy = sum(not heart.anatomy.scarred.any() for heart in hearts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 from time import time
 
@@ -99,7 +100,8 @@ class LGESynthTrainer(nnUNetTrainer):
             with open(Path(self.output_folder) / LOG_FILE, "a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            self.print_to_log_file(f"WARNING: no row of {LOG_FILE} for this epoch ({error}).")
+            # not into nnU-Net's log, which lies on the same disk
+            warnings.warn(f"No row of {LOG_FILE} for this epoch ({error}).", stacklevel=2)
 
 
 def _drop_rows_from(path: Path, epoch: int) -> None:

@@ -249,6 +249,15 @@ def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     assert [words(line)[1][3] for line in lines] == ["train"]
 
 
+def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(workspace):
+    images, labels = workspace / "images", workspace / "labels"
+    with pytest.raises(UserError, match=r"--labels .* holds no \*\.nii\.gz"):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    write_image(labels / "e0.nii.gz", heart(3))
+    with pytest.raises(UserError, match=r"--images .* lacks e0_0000\.nii\.gz"):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"arms": ["reel"]}, "Unknown arm"), ({"arms": ["real", "real"]}, "twice"),
     ({"seeds": 0}, "one seed"), ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels")])

@@ -238,6 +238,13 @@ def test_roles_that_the_dataset_does_not_have_are_refused(world, roles, match):
         Fold.open(117, "2d", 0)
 
 
+def test_a_patient_in_training_and_validation_is_refused(world):
+    path = world.make().parent / "splits_final.json"
+    path.write_text(json.dumps([{"train": IDENTIFIERS[:3], "val": IDENTIFIERS[2:]}]))
+    with pytest.raises(UserError, match=r"fold 0: 1 cases are in training and val.*Case\.3_P"):
+        Fold.open(117, "2d", 0)
+
+
 def test_too_few_cases_for_a_split_are_named(world):
     folder = world.make()
     (folder.parent / "splits_final.json").unlink()

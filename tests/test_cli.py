@@ -204,6 +204,12 @@ def test_train_hands_everything_to_nnunet_and_finds_our_trainers(fold, monkeypat
     assert sys.argv == before
 
 
+def test_a_missing_device_is_refused_before_nnunet_starts(fold, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = refused(capsys, "train", "116", "2d", "0", "-tr", "nnUNetTrainerLGEPaint")
+    assert "-device cuda: this machine has none" in said and "add -device cpu" in said
+
+
 def test_train_reaches_the_trainer_whose_refusal_is_one_line(fold, capsys, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", "")
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)     # nnU-Net would take all cores

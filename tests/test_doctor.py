@@ -250,6 +250,8 @@ def relabel(dataset, identifiers, change):
     fold = Fold.open(NAME, "2d", 0)
     for identifier in identifiers:
         case = fold.read(identifier)
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (fold.folder / f"{identifier}{ending}").unlink()
         fold.write(replace(case, labels=change(case.labels)), fold.folder)
 
 
@@ -259,7 +261,8 @@ def test_hearts_say_what_there_is_to_learn_from_and_to_paint_into(dataset):
     relabel(dataset, "b", lambda a: a * 0)
     first, second = check_dataset("hearts")
     assert first.status == second.status == "warning" and second.remedy
-    assert "b is left out: " in first.message and "tells a scar" in second.message
+    assert "1 of 3" in first.message and "left out; the first: b: " in first.message
+    assert "tells a scar" in second.message
     relabel(dataset, "ac", lambda a: np.where(a > 2, 2, a))
     assert "no measurable scar" in check_dataset("hearts")[-1].message
     relabel(dataset, "ac", lambda a: np.where(a == 1, 0, a))

@@ -276,7 +276,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     fold = write_tiny_model(tmp_path)
     path = fold / "checkpoint_final.pth"
     whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint"):
+    for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint", b"junk"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"checkpoint_final\.pth is"):
             Segmenter.load_fold(fold, "cpu")

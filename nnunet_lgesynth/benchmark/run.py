@@ -77,6 +77,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None)
     check_generators(settings, opened)
+    _external(settings, opened)
     if plan_only:
         return {"plan": [job.line() for job in plan(settings, opened)]}
     return run(settings, opened, jobs)
@@ -85,7 +86,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
 def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
     ending = next(iter(folds.values())).dataset_json["file_ending"]
-    test = (external_cases(settings.images, settings.labels, ending) if settings.images else [])
+    test = _external(settings, folds)
     _claim(settings)
     run_jobs(plan(settings, folds), settings.out / "logs", parallel)
     check_generators(settings, folds)
@@ -93,6 +94,13 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     cases = _collect(settings, folds, test, ending)
     comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
     return _write(settings, folds, comparisons, cases, summaries)
+
+
+def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
+    if not settings.images:
+        return []
+    ending = next(iter(folds.values())).dataset_json["file_ending"]
+    return external_cases(settings.images, settings.labels, ending)
 
 
 def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1) -> None:

@@ -232,4 +232,10 @@ def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[s
     if str(fold) not in map(str, range(len(splits))):
         raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "
                         f"{len(splits) - 1}; choose one, or 'all', with -f.")
-    return splits[int(fold)]["train"], splits[int(fold)]["val"]
+    train, val = splits[int(fold)]["train"], splits[int(fold)]["val"]
+    both = sorted(set(train) & set(val))
+    if both:
+        raise UserError(f"{path}, fold {fold}: {len(both)} cases are in training and validation "
+                        f"(first: {both[0]}), so results would be too good; write it anew with "
+                        "separate patients.")
+    return train, val

@@ -182,7 +182,7 @@ def _checked_labels(labels: sitk.Image, allowed: set[int], info: DatasetInfo,
     strange = [f"{v:g}" for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in allowed)]
     if strange:
         raise UserError(f"{what} holds labels {', '.join(strange[:5])}; allowed are "
-                        f"{sorted(allowed)}.")
+                        f"{sorted(allowed)}: relabel it, or remove the file.")
     present = {round(v) for v in found.tolist()}
     if info.roles.cavity not in present or not present & set(info.roles.wall):
         raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(present)}); "
@@ -231,7 +231,7 @@ def make_splits(identifiers: Sequence[str], strata: Iterable[str]) -> list[dict]
     groups = [s for _, s in order]
     if len(set(identifiers)) != len(names) or len(names) < 2:
         raise UserError(f"At least 2 labelled cases with different names are needed for a "
-                        f"split, got {len(names)}.")
+                        f"split, got {len(names)}; add the missing label files to the source.")
     counts = [groups.count(g) for g in set(groups)]
     if min(counts) < 2:      # a stratum of one cannot be spread
         groups, counts = ["all"] * len(names), [len(names)]

@@ -60,16 +60,19 @@ def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:
     if foreign:
         raise UserError(f"{', '.join(foreign[:3])} are no training cases of fold {fold.fold}; the "
                         "generator may only see fold.train.")
-    subjects = []
+    subjects, refused = [], []
     for identifier in identifiers:
         case = fold.read(identifier)
         try:
             subjects.append(Subject.of(fold, case))
         except UserError as error:
-            warnings.warn(f"{identifier} is left out: {error}", stacklevel=2)
+            refused.append(str(error))
     if not subjects:
-        raise UserError(f"None of the {len(identifiers)} training cases has a slice with a closed "
-                        "myocardial ring; check the roles with: lgesynth doctor")
+        raise UserError(f"None of the {len(identifiers)} training cases can be used; the first: "
+                        f"{refused[0] if refused else 'there is none'}")
+    if refused:
+        warnings.warn(f"{len(refused)} of {len(identifiers)} training cases are left out; the "
+                      f"first: {refused[0]}", stacklevel=2)
     return subjects
 
 

@@ -78,7 +78,7 @@ def read_checkpoint(path: Path, fold_folder: Path) -> dict:
         raise UserError(f"{path} is damaged or holds more than tensors, plain Python and numpy "
                         f"values ({reason}). If you trust it, load it in Python and save "
                         "network_weights, init_args and trainer_name alone.") from error
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:     # torch raises many kinds for a damaged file
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is not readable ({reason}); {_remedy(fold_folder)}") from error
     needed = {"network_weights", "init_args", "trainer_name"}

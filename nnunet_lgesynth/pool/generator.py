@@ -33,6 +33,11 @@ def load_generator(name: str, fold: Fold, device: torch.device):
     _refuse_leak(config, fold, folder)
     judge = Segmenter.load_fold(_judge_folder(config, fold), device)
     judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    told = config["reward"]
+    if told is not None and judge.hash != told["hash"]:
+        raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
+                        f"tuned by (weights {told['hash']}): it was trained anew; fit again: "
+                        f"{_fit_command(fold)}")
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
     return Inpainter.load(folder, device), judge

@@ -106,7 +106,7 @@ def _drawn_items(subjects: Sequence[Subject], prior: Prior, config: FitConfig) -
             asked.append(_item(subject, z, mask[z], contrasts, config))
     if not asked:
         raise UserError("The prior's masks miss every scar-free slice; check the labels of the "
-                        "training cases with: lgesynth anatomy")
+                        "training cases with: lgesynth doctor")
     return asked
 
 
