@@ -173,7 +173,7 @@ def test_a_lost_row_does_not_end_a_training(fold, monkeypatch):
     monkeypatch.setattr(stock.nnUNetTrainer, "on_epoch_end",
                         lambda self: setattr(self, "current_epoch", self.current_epoch + 1))
     monkeypatch.setattr(trainer.logger, "get_value", lambda *_, **__: 1.0)
-    with pytest.warns(UserWarning, match="No row of lgesynth.jsonl"):     # the log's disk is full too
+    with pytest.warns(UserWarning, match="No row of lgesynth.jsonl"):   # the log may lie there too
         trainer.on_epoch_end()
 
 
