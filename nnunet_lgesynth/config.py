@@ -103,11 +103,16 @@ class QCConfig:
     min_pixels: int = 6             # smallest requested scar in one slice
     min_contrast_share: float = 0.4  # realised over requested contrast
     max_level_change: float = 0.25  # of a healthy repainting, normalised units
+    drafts_per_slice: int = 3       # a refused slice is drafted again so often
+    min_slice_share: float = 0.75   # of a lesion's slices that must pass in the end
     label: str = "intended"         # or "predicted": the judge's scar inside the feather
 
     def __post_init__(self):
         if self.label not in ("intended", "predicted"):
             raise UserError(f"label must be 'intended' or 'predicted', not {self.label!r}.")
+        if self.drafts_per_slice < 1 or not 0 <= self.min_slice_share <= 1:
+            raise UserError("drafts_per_slice must be at least 1 and min_slice_share lie in "
+                            f"[0, 1], not {self.drafts_per_slice} and {self.min_slice_share}.")
         if not 0 <= self.max_source_dice < self.min_dice <= 1:
             raise UserError("0 <= max_source_dice < min_dice <= 1 is required.")
 

@@ -282,14 +282,16 @@ def test_full_disk_is_noticed_and_leaves_nothing(source, tmp_path):
 
 def test_interrupted_run_leaves_nothing(source, tmp_path):
     result = in_subprocess(
-        "import os, signal, sys, threading, time\n"
+        "import signal, sys\n"
         "from pathlib import Path\n"
+        "import SimpleITK as sitk\n"
         "from test_raw import CONVERT\n"
-        "raw = Path(sys.argv[2])\n"
-        "def press():\n"
-        "    while not list(raw.glob('.*.part/imagesTr/*')): time.sleep(0.001)\n"
-        "    signal.raise_signal(signal.SIGINT) if os.name == 'nt' else os.kill(os.getpid(), 2)\n"
-        "threading.Thread(target=press, daemon=True).start()\n"
+        "raw, write, written = Path(sys.argv[2]), sitk.WriteImage, []\n"
+        "def press(*what):                 # Ctrl-C in the middle of the second case\n"
+        "    write(*what)\n"
+        "    written.append(what)\n"
+        "    if len(written) == 3: signal.raise_signal(signal.SIGINT)\n"
+        "sitk.WriteImage = press\n"
         "try: CONVERT(sys.argv[1], raw, 115)\n"
         "except KeyboardInterrupt: print('interrupted')\n", source, tmp_path / "raw")
     assert result.stdout.strip() == "interrupted", result

@@ -45,7 +45,8 @@ class SliceJudge:
 
     def predict(self, images: torch.Tensor, centre=None) -> torch.Tensor:
         self.calls.append((images, centre))
-        slices = np.flatnonzero(self.request.any(axis=(1, 2)))
+        slices = [next(z for z, source in enumerate(self.heart.lge) if (source == one[0]).all())
+                  for one in images[:len(images) // 2].numpy()]
         labels = self.heart.case.labels[0, slices]
         found = np.where(self.request[slices] > 0, 3, labels)
         found[[z not in self.finds for z in slices]] = 3
@@ -101,11 +102,46 @@ def test_only_accepted_slices_differ(fold, heart):
     assert sample.slices == (1, 3) == tuple(sample.changed)
     assert set(sample.verdicts) == {0, 1, 2, 3, 4}
     assert {z for z, v in sample.verdicts.items() if v.accepted} == {1, 3}
+    assert not sample.accepted         # two of five slices are too few for the lesion
     rest = [0, 2, 4]
     assert (sample.case.image[:, rest] == heart.case.image[:, rest]).all()
     assert (sample.case.labels[:, rest] == heart.case.labels[:, rest]).all()
     refused = draft(fold, heart, judge=SliceJudge(heart, mask, finds=set()))
     assert not refused.accepted and same(refused.case, heart.case)
+
+
+def test_refused_slices_alone_are_drafted_again_with_other_noise(fold, heart):
+    mask = paint_mask(heart.anatomy, SPEC)
+
+    class Late(SliceJudge):
+        def predict(self, images, centre=None):
+            self.finds = {0, 1, 2} if not self.calls else {0, 1, 2, 3}
+            return super().predict(images, centre)
+
+    judge = Late(heart, mask, finds=set())
+    sample = draft(fold, heart, judge=judge, config=QCConfig(drafts_per_slice=3))
+    assert [len(images) // 2 for images, _ in judge.calls] == [5, 2, 1]
+    assert sample.slices == (0, 1, 2, 3) and sample.passed_first == 3 and sample.accepted
+    slice_3 = [judge.calls[i][0][-2, 0] for i in (0, 1)]       # its two drafts
+    assert (slice_3[0] != slice_3[1]).any()
+    once = draft(fold, heart, judge=Late(heart, mask, set()), config=QCConfig(drafts_per_slice=1))
+    assert once.slices == (0, 1, 2) and not once.accepted
+    assert draft(fold, heart, judge=Late(heart, mask, set()), config=QCConfig(
+        drafts_per_slice=1, min_slice_share=0.6)).accepted
+
+
+def test_what_no_draft_can_mend_is_not_drafted_again(fold, heart):
+    mask = paint_mask(heart.anatomy, SPEC)
+
+    class Before(SliceJudge):
+        def predict(self, images, centre=None):      # scar is found in the untouched source
+            maps = super().predict(images, centre)
+            return torch.cat([maps[len(maps) // 2:]] * 2)
+
+    judge = Before(heart, mask, finds={0, 1, 2, 3, 4})
+    sample = draft(fold, heart, judge=judge)
+    assert len(judge.calls) == 1 and not sample.slices
+    assert not any(v.checks["dice_source"].passed for v in sample.verdicts.values())
 
 
 def test_the_judge_sees_all_slices_before_and_after_around_the_heart(fold, heart):

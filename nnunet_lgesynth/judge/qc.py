@@ -21,6 +21,8 @@ from nnunet_lgesynth.dataset.roles import Roles
 
 __all__ = ["Check", "Painted", "Verdict", "accepted_labels", "dice", "examine"]
 
+REQUEST_CHECKS = ("pixels", "outside_wall", "outside_crop", "dice_source")   # no draft matters
+
 
 @dataclass(frozen=True)
 class Check:
@@ -40,6 +42,12 @@ class Verdict:
     @property
     def accepted(self) -> bool:
         return all(c.passed for c in self.checks.values())
+
+    @property
+    def depends_on_draft(self) -> bool:
+        """Refused, and by nothing but what another draft of the same request may change."""
+        return not self.accepted and all(c.passed for n, c in self.checks.items()
+                                         if n in REQUEST_CHECKS)
 
     def as_dict(self) -> dict:
         """JSON-ready; a value that is not a number becomes None."""

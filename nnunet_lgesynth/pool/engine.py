@@ -113,7 +113,7 @@ class Engine:
     def _keep(self, sample: Sample) -> bool:
         """Count a draft, and add it to the pool if it was accepted; returns whether it was."""
         self.drafted[sample.kind] += len(sample.verdicts)
-        self.accepted[sample.kind] += len(sample.slices)
+        self.accepted[sample.kind] += sample.passed_first
         if sample.accepted:
             self.pool.add(sample.case, sample.record(self.generator.hash))
         return sample.accepted
@@ -121,8 +121,8 @@ class Engine:
     def epoch_row(self, refill: bool) -> dict:
         """What was served since the last call; then refill, and count that too.
 
-        `drafted` and `accepted` are slices with a scar: healthy wall, which passes more easily,
-        would flatter the pass rate and is counted apart.
+        `drafted` and `accepted` count first drafts of slices with a scar: healthy wall, which
+        passes more easily, would flatter the pass rate and is counted apart.
         """
         usage, before = read_usage(self.pool.folder), self._before
         self._before = usage

@@ -2,8 +2,10 @@
 
 Each round asks for one lesion in one heart and for one region of another, scar-free heart that is
 repainted but stays healthy (1:1, so that being repainted says nothing about the label). A lesion is
-painted in every slice it touches; slices that fail the quality control stay as they were, and a
-sample is accepted if at least one slice passed. Contrast and seed are drawn once a lesion.
+painted in every slice it touches. Slices that fail the quality control are drafted again, and a
+sample is accepted if most of its slices pass in the end: if lesions lost slices freely, synthetic
+patients would have smaller scars and more scar-free slices than real ones. Contrast and seed are
+drawn once a lesion.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
-from nnunet_lgesynth.generators.condition import Request, conditions, paste_array
+from nnunet_lgesynth.generators.condition import Condition, Request, conditions, paste_array
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
 
@@ -39,14 +41,12 @@ class Sample:
     case: Case                      # with the accepted slices in place
     spec: ScarSpec
     slices: tuple[int, ...]         # accepted
-    verdicts: dict[int, Verdict]    # every drafted slice
+    verdicts: dict[int, Verdict]    # every drafted slice, of its last draft
     captions: dict[int, str]
     changed: dict[int, tuple[int, int, int, int]]   # slice -> row and column bounds
     seed: int
-
-    @property
-    def accepted(self) -> bool:
-        return bool(self.slices)
+    passed_first: int               # slices that passed with their first draft
+    accepted: bool                  # enough of its slices passed
 
     def record(self, generator: str) -> dict:
         """The manifest line."""
@@ -119,40 +119,54 @@ def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.n
                config: QCConfig, seed: int, healthy: bool = False) -> Sample:
     """Draft one request in every slice it touches, judge each slice, keep the accepted ones.
 
-    `mask` is (Z, Y, X) of 0, SCAR, NO_REFLOW; equal arguments give equal samples.
+    `mask` is (Z, Y, X) of 0, SCAR, NO_REFLOW; equal arguments give equal samples. A refused slice
+    is drafted again, up to `config.drafts_per_slice` times, where another draft can help.
     """
-    roles = fold.info.roles
     slices = [int(z) for z in np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)]
-    lge = heart.lge
-    asked = conditions(lge, heart.anatomy, heart.intensities,
-                       Request(mask, spec.contrast, spec.no_reflow_contrast, healthy), slices,
-                       pixels=generator.pixels, mm=generator.mm, feather_mm=generator.feather_mm)
-    seeds = np.random.SeedSequence(seed).generate_state(len(slices)).tolist()
-    drafts = generator.drafts(asked, seeds)
-    after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
-    for k, z in enumerate(slices):
-        after[roles.lge_channel, k] = paste_array(lge[z], drafts[k], asked[k])
-    before_judged, after_judged = _judge(judge, heart, slices, after)
+    request = Request(mask, spec.contrast, spec.no_reflow_contrast, healthy)
+    asked = dict(zip(slices, conditions(
+        heart.lge, heart.anatomy, heart.intensities, request, slices, pixels=generator.pixels,
+        mm=generator.mm, feather_mm=generator.feather_mm)))
     image, labels = heart.case.image.copy(), heart.case.labels.copy()
-    verdicts, changed = {}, {}
-    for k, z in enumerate(slices):
-        painted = Painted(lge[z], after[roles.lge_channel, k], heart.case.labels[0, z], mask[z],
-                          asked[k].weight, spec.contrast, healthy, heart.intensities,
-                          before_judged[k], after_judged[k])
-        verdicts[z] = examine(painted, roles, config)
-        if verdicts[z].accepted:
-            image[:, z] = after[:, k]
-            labels[0, z] = accepted_labels(painted, roles, config)
-            changed[z] = _bounds(asked[k].weight > 0)
-    case = dataclasses.replace(heart.case, image=image, labels=labels)
-    return Sample("healthy" if healthy else "scar", heart.case.identifier, case, spec,
-                  tuple(changed), verdicts, {z: c.caption for z, c in zip(slices, asked)}, changed,
-                  seed)
+    verdicts, changed, passed_first, pending = {}, {}, 0, slices
+    for attempt in range(config.drafts_per_slice):
+        if not pending:
+            break
+        seeds = [int(np.random.SeedSequence([seed, attempt, z]).generate_state(1)[0])
+                 for z in pending]
+        for z, painted, after in _drafts(generator, heart, request, {z: asked[z] for z in pending},
+                                         seeds, judge):
+            verdicts[z] = examine(painted, fold.info.roles, config)
+            if verdicts[z].accepted:
+                image[:, z] = after
+                labels[0, z] = accepted_labels(painted, fold.info.roles, config)
+                changed[z] = _bounds(painted.weight > 0)
+        passed_first = len(changed) if attempt == 0 else passed_first
+        pending = [z for z in pending if verdicts[z].depends_on_draft]
+    return Sample(
+        "healthy" if healthy else "scar", heart.case.identifier,
+        dataclasses.replace(heart.case, image=image, labels=labels), spec, tuple(sorted(changed)),
+        verdicts, {z: c.caption for z, c in asked.items()}, changed, seed, passed_first,
+        bool(changed) and len(changed) >= config.min_slice_share * len(slices))
+
+
+def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condition],
+            seeds: Sequence[int], judge) -> list[tuple[int, Painted, np.ndarray]]:
+    """One draft of each slice: its number, what the quality control sees, and (C, Y, X) after."""
+    slices = list(asked)
+    after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
+    for k, draft in enumerate(generator.drafts(list(asked.values()), seeds)):
+        after[heart.channel, k] = paste_array(heart.lge[slices[k]], draft, asked[slices[k]])
+    before_judged, after_judged = _judge(judge, heart, slices, after)
+    return [(z, Painted(heart.lge[z], after[heart.channel, k], heart.labels[z], request.mask[z],
+                        asked[z].weight, request.contrast, request.healthy, heart.intensities,
+                        before_judged[k], after_judged[k]), after[:, k])
+            for k, z in enumerate(slices)]
 
 
 def _judge(judge, heart: Subject, slices: Sequence[int], after: np.ndarray):
     """The judge's label maps before and after, or Nones without a judge."""
-    if judge is None or not slices:
+    if judge is None:
         return [None] * len(slices), [None] * len(slices)
     both = np.concatenate([heart.case.image[:, slices], after], axis=1).swapaxes(0, 1)
     maps = judge.predict(torch.from_numpy(np.ascontiguousarray(both)),
