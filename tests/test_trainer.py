@@ -175,6 +175,7 @@ def test_a_lost_row_does_not_end_a_training(fold, monkeypatch):
     monkeypatch.setattr(trainer.logger, "get_value", lambda *_, **__: 1.0)
     with pytest.warns(UserWarning, match="No row of lgesynth.jsonl"):   # the log may lie there too
         trainer.on_epoch_end()
+    assert trainer.current_epoch == 1
 
 
 def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkeypatch):

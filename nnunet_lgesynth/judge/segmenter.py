@@ -36,7 +36,7 @@ from nnunet_lgesynth.judge.checkpoint import (
     unwrap,
 )
 
-__all__ = ["Segmenter", "default_reward_folder"]
+__all__ = ["Segmenter", "default_reward_folder", "patch_start"]
 
 BACKGROUND_LOGIT = 30.0          # outside the patch: exp(-30) is as good as 0, its log is finite
 REAL_ONLY_TRAINER = "nnUNetTrainerLGEReal"
@@ -209,12 +209,12 @@ def _pads(shape, patch, centre) -> list[list[int]]:
     centres = torch.as_tensor(centre, dtype=torch.float32).cpu().expand(shape[0], 2)
     pads = []
     for pixel in centres.tolist():
-        top, left = (_start(*each) for each in zip(size, patch, pixel))
+        top, left = (patch_start(*each) for each in zip(size, patch, pixel))
         pads.append([-left, left + patch[1] - size[1], -top, top + patch[0] - size[0]])
     return pads
 
 
-def _start(size: int, patch: int, centre: float) -> int:
+def patch_start(size: int, patch: int, centre: float) -> int:
     """First pixel of the patch along one axis; negative where nnU-Net's predictor pads."""
     if not math.isfinite(centre):
         raise UserError(f"The patch centre must be a pixel position, not {centre}.")

@@ -26,6 +26,7 @@ from nnunet_lgesynth.config import FitConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.condition import Condition, Request, conditions
 from nnunet_lgesynth.generators.subject import Subject
+from nnunet_lgesynth.judge.segmenter import patch_start
 
 __all__ = ["Item", "SliceSet", "as_healthy", "augment", "canvas"]
 
@@ -159,19 +160,12 @@ def canvas(item: Item, fold: Fold) -> dict:
     if not item.healthy:
         labels = np.where(item.request == SCAR, roles.scar, labels)
         labels = np.where(item.request == NO_REFLOW, roles.scars[-1], labels)
-    starts = [_start(n, p, c) for n, p, c in
+    starts = [patch_start(n, p, c) for n, p, c in
               zip(labels.shape, fold.patch_size, subject.anatomy.lv_centre)]
     return {"image": _window(subject.case.image[:, item.z], starts, fold.patch_size),
             "weight": _window(item.condition.weight, starts, fold.patch_size),
             "target": _window(labels, starts, fold.patch_size),
             "crop": item.condition.crop.shifted(starts)}
-
-
-def _start(size: int, patch: int, centre: float) -> int:
-    """First slice pixel of the patch; negative where the slice is smaller and gets padded."""
-    if size <= patch:
-        return -((patch - size) // 2)
-    return min(max(round(centre) - patch // 2, 0), size - patch)
 
 
 def _window(array: np.ndarray, starts: Sequence[int], size: Sequence[int]) -> np.ndarray:
