@@ -26,6 +26,7 @@ from scipy.stats import rankdata
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.judge.qc import dice
 
 __all__ = ["MIN_PERCENT_OF_WALL", "aggregate", "auroc", "balanced_accuracy", "case_metrics",
            "detection_counts", "dice", "slice_burdens", "volume_filter"]
@@ -33,12 +34,6 @@ __all__ = ["MIN_PERCENT_OF_WALL", "aggregate", "auroc", "balanced_accuracy", "ca
 # Predicted scar below this share of the predicted wall is removed by the volume filter. About 100
 # voxels of 1.37 x 1.37 x 10 mm in the median EMIDEC wall (125 mL); fixed before any benchmark run.
 MIN_PERCENT_OF_WALL = 1.5
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice of two boolean masks of one shape; 1.0 when both are empty."""
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
 
 
 def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float],
