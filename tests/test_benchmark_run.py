@@ -6,6 +6,7 @@ the report, and the external predictions with a random network, are the real cod
 
 import json
 import shlex
+import shutil
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_lgesynth.benchmark.collect import read_cases
+from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.plan import ARMS, Job
 from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
 from nnunet_lgesynth.config import UserError, generator_folder
@@ -207,10 +208,12 @@ def test_finished_trainings_go_through_to_a_report(workspace):
     assert outcome["verdict"].startswith("No gain shown")       # two patients prove nothing
     text = outcome["report"].read_text()
     assert outcome["verdict"] in text and "data:image/png;base64," in text
-    before = read_cases(outcome["cases"])
+    assert "Share of 2 real scar slices found as well by the real-only model: 1.000" in text
+    assert "| paint |" in (workspace / "out" / "report.md").read_text()
+    before = read_rows(outcome["cases"])
     assert len(before) == 2 * 2 * len(TRUTH)
     go(workspace)
-    assert read_cases(outcome["cases"]) == before
+    assert read_rows(outcome["cases"]) == before
 
 
 def test_seeds_of_another_day_are_added_up(workspace):
@@ -218,6 +221,31 @@ def test_seeds_of_another_day_are_added_up(workspace):
     assert go(workspace, ["real"])["rows"][0]["seeds"] == [0]
     finish(workspace, "real", 2, 0.0, seed=1)
     assert go(workspace, ["real"], seeds=2)["rows"][0]["seeds"] == [0, 1]
+
+
+def test_results_of_another_machine_are_gone_on_with(workspace):
+    finish(workspace, "paint", 2, 0.4)
+    other_day = go(workspace, ["paint"])
+    shutil.rmtree(workspace / "out" / "seed_0")
+    assert go(workspace, ["paint"], plan_only=True)["plan"] == []
+    finish(workspace, "real", 8, 0.0)
+    outcome = go(workspace)
+    rows = {(r["arm"], r["metric"]): r["value"] for r in outcome["rows"]}
+    assert rows["paint", "dice_tp_diff_vs_real"] > 0
+    assert rows["paint", "injected_fraction"] == 0.4
+    kept = [r for r in read_rows(outcome["cases"]) if r["arm"] == "paint"]
+    assert kept == [r for r in read_rows(other_day["cases"]) if r["arm"] == "paint"]
+    assert len(go(workspace, seeds=2, plan_only=True)["plan"]) == 2      # seed 1 of both
+
+
+@pytest.mark.skipif(shutil.which("false") is None, reason="no command that just fails")
+def test_what_ended_is_recorded_though_a_later_training_fails(workspace, monkeypatch):
+    finish(workspace, "real", 8, 0.0)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match=r"paint_fold_0_seed_0 failed"):
+        go(workspace)
+    rows = read_rows(workspace / "out" / f"cases_{NAME}.jsonl")
+    assert {r["arm"] for r in rows} == {"real", "real+filter"}
 
 
 def test_an_arm_that_injected_nothing_is_refused(workspace):
@@ -266,16 +294,18 @@ def test_contradictions_are_named(workspace, change, message):
         go(workspace, change.pop("arms", ["real"]), plan_only=True, **change)
 
 
-def test_a_failing_job_stops_the_run_and_its_log_is_named(tmp_path):
+def test_a_failing_job_stops_the_run_and_its_log_is_named(tmp_path, monkeypatch):
     def job(name, stage, code):
         return Job(name, stage, (sys.executable, "-c", code), {"LGESYNTH_SEED": "7"})
 
-    show = "import os; print('seed', os.environ['LGESYNTH_SEED'])"
+    monkeypatch.setenv("LGESYNTH_PROBABILITY", "0.9")      # of the user's shell, not of the arm
+    show = ("import os; print('seed', os.environ['LGESYNTH_SEED'], "
+            "os.environ.get('LGESYNTH_PROBABILITY'))")
     jobs = [job("first", 0, show), job("bad", 1, "raise SystemExit('no disk left')"),
             job("never", 2, show)]
     with pytest.raises(UserError, match=r"bad failed with exit code 1 \(no disk left\).*bad\.log"):
         run_jobs(jobs, tmp_path / "logs")
-    assert "seed 7" in (tmp_path / "logs" / "first.log").read_text()
+    assert "seed 7 None" in (tmp_path / "logs" / "first.log").read_text()
     assert not (tmp_path / "logs" / "never.log").exists()
 
 
@@ -296,7 +326,7 @@ def test_external_images_are_predicted_by_the_trained_network_and_scored(workspa
                     np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
         write_image(labels / f"{case}.nii.gz", heart(12))
     outcome = go(workspace, ["real"], images=images, labels=labels)
-    external = [r for r in read_cases(outcome["cases"]) if r["split"] == "external"]
+    external = [r for r in read_rows(outcome["cases"]) if r["split"] == "external"]
     assert {(r["arm"], r["case"]) for r in external} == {
         (arm, case) for arm in ("real", "real+filter") for case in ("e0", "e1")}
     predicted = workspace / "out" / "seed_0" / "external" / "real" / "fold_0" / "e0.nii.gz"

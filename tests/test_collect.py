@@ -1,18 +1,21 @@
 """Laws of collecting: rows come from the files, merging is idempotent, the log is read honestly."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from nnunet_lgesynth.benchmark.collect import (
+    CASE_KEY,
     Recipe,
+    Records,
     Training,
     collect_cases,
-    merge_cases,
+    merge_rows,
     package_commit,
-    read_cases,
+    read_rows,
     training_summary,
 )
 from nnunet_lgesynth.config import UserError
@@ -74,27 +77,45 @@ def test_missing_or_flat_files_are_named(training):
 def test_merging_twice_changes_nothing_and_new_values_replace(training, tmp_path):
     path = tmp_path / "cases_Toy.jsonl"
     rows = rows_of(training)
-    assert merge_cases(path, rows) == rows
+    assert merge_rows(path, rows, CASE_KEY) == rows
     first = path.read_bytes()
-    merge_cases(path, rows)
+    merge_rows(path, rows, CASE_KEY)
     assert path.read_bytes() == first
     changed = [{**rows[0], "dice": 0.25}]
-    assert len(merge_cases(path, changed)) == len(rows)
-    assert read_cases(path)[0]["dice"] == 0.25
+    assert len(merge_rows(path, changed, CASE_KEY)) == len(rows)
+    assert read_rows(path)[0]["dice"] == 0.25
     for other in ({"seed": 2}, {"config_hash": "other"}, {"arm": "real"}, {"fold": 1}):
-        before = len(read_cases(path))
-        assert len(merge_cases(path, [{**rows[0], **other}])) == before + 1
+        before = len(read_rows(path))
+        assert len(merge_rows(path, [{**rows[0], **other}], CASE_KEY)) == before + 1
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_records_hold_a_training_only_with_all_its_patients_and_its_summary(training, tmp_path):
+    records = Records.below(tmp_path, "Toy")
+    assert not records.holds(training, ["a", "b"])
+    records.add(rows_of(training))
+    assert not records.holds(training, ["a", "b"])          # no summary yet
+    records.add([], [training_summary(training)])
+    assert records.holds(training, ["a", "b"])
+    assert not records.holds(training, ["a", "b", "c"])
+    assert not records.holds(training, ["a"], "external")
+    assert not records.holds(replace(training, seed=2), ["a"])
+    assert not records.holds(replace(training, recipe=replace(RECIPE, epochs=9)), ["a"])
+    rows, summaries = records.of([("paint", RECIPE)], [0])
+    assert {r["arm"] for r in rows} == {"paint", "paint+filter"} and len(rows) == 4
+    assert summaries == [training_summary(training)]
+    assert records.of([("paint", RECIPE)], [1]) == ([], [])
+    assert records.of([("paint", replace(RECIPE, epochs=9))], [0]) == ([], [])
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_a_broken_middle_is_named(tmp_path):
     path = tmp_path / "cases.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read_cases(path) == [{"a": 1}, {"a": 2}]
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match="line 2"):
-        read_cases(path)
-    assert read_cases(tmp_path / "absent.jsonl") == []
+        read_rows(path)
+    assert read_rows(tmp_path / "absent.jsonl") == []
 
 
 def epoch(number, probability, fraction, **more):

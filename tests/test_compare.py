@@ -113,6 +113,16 @@ def test_filtered_arms_are_compared_with_the_filtered_reference():
     assert ("paint+filter", "dice_tp_diff_vs_real") not in metrics
 
 
+def test_the_real_slices_own_pass_rate_is_that_of_the_reference_over_slices():
+    rows = [{**case("real", "a", 0.5), "scar_slices": [[0, 0.7], [1, 0.6], [2, 0.59]]},
+            {**case("real", "b", 0.5), "scar_slices": [[0, 0.1]]},
+            {**case("paint", "a", 0.5), "scar_slices": [[0, 0.9]]}]
+    found = compare(rows, CONTEXT)
+    assert (number(found, "real", "qc_pass_real")["value"],
+            number(found, "real", "qc_pass_real")["n"]) == (0.5, 4)
+    assert not [r for r in found.rows if r["metric"] == "qc_pass_real" and r["arm"] != "real"]
+
+
 @pytest.mark.parametrize("rows", [
     [case("real", "a", 0.5), case("paint", "a", 0.6)],
     [case(arm, name, 0.5) for arm in ("real", "paint") for name in "abc"],

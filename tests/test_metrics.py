@@ -75,6 +75,13 @@ def test_slices_are_those_with_true_wall():
     assert slices == [[0, 0.2, 0.5], [1, 0.0, 0.0]]
 
 
+def test_scar_slices_are_those_that_synthesis_would_ask_for():
+    truth, prediction = wall(scar=20, slices=3), wall(scar=10, slices=3)
+    truth[1].flat[np.flatnonzero(truth[1] == 2)[:5]] = 3     # below min_pixels of the QC
+    found = case_metrics(truth, prediction, SPACING, ROLES)["scar_slices"]
+    assert found == [[0, pytest.approx(2 * 10 / 30)]]
+
+
 def test_other_grids_are_refused():
     with pytest.raises(UserError, match="shape"):
         case_metrics(wall(slices=2), wall(slices=3), SPACING, ROLES)

@@ -2,9 +2,8 @@
 
 A fold's predictions (`validation/*.nii.gz`) are read beside the raw labels, and every arm is
 collected twice: as predicted, and as `<arm>+filter` after the volume filter, the same for all.
-Rows live in `cases_<dataset>.jsonl`; a row of the same arm, fold, seed, case, split and config
-hash is replaced, so collecting twice changes nothing and runs of different days add up.
 The training's own log (`lgesynth.jsonl`) and its pool's manifest tell what was injected.
+Both live in JSON-lines files beside the trainings and outlive them, see `Records`.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics,
 from nnunet_lgesynth.config import UserError, config_hash
 from nnunet_lgesynth.dataset.roles import Roles
 
-__all__ = ["FILTERED", "Recipe", "Training", "collect_cases", "merge_cases", "package_commit",
-           "read_cases", "read_json_lines", "training_summary"]
+__all__ = ["FILTERED", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
+           "package_commit", "read_rows", "training_summary"]
 
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
-KEY = ("arm", "fold", "seed", "case", "split", "config_hash")
+CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
+TRAINING_KEY = CASE_KEY[:4]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Recipe:
     preset: str | None = None   # of the generator, None for arms without one
     generator: str | None = None   # hash of the generator's settings
     min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
+
+    @property
+    def filtered(self) -> Recipe:
+        """The same training, its predictions post-processed."""
+        return replace(self, min_percent_of_wall=MIN_PERCENT_OF_WALL)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,51 @@ class Training:
     def predictions(self) -> Path:
         return self.folder / "validation"
 
+    @property
+    def key(self) -> dict:
+        """What tells this training's rows from others'; see TRAINING_KEY."""
+        return {"arm": self.arm, "fold": self.fold, "seed": self.seed,
+                "config_hash": config_hash(self.recipe)}
+
+
+@dataclass(frozen=True)
+class Records:
+    """What outlives the trainings: a row a patient, and a summary a training.
+
+    A row of the same key is replaced, so recording twice changes nothing, and runs of different
+    days and machines add up. A training that is recorded counts as done, also where its folder is
+    gone: to go on with results from elsewhere, put their two files into an empty output folder.
+    """
+
+    cases: Path
+    trainings: Path
+
+    @classmethod
+    def below(cls, folder: Path, dataset: str) -> Records:
+        return cls(folder / f"cases_{dataset}.jsonl", folder / f"trainings_{dataset}.jsonl")
+
+    def add(self, rows: Iterable[dict], summaries: Iterable[dict] = ()) -> None:
+        """Patients first: a summary promises that its patients are there."""
+        merge_rows(self.cases, rows, CASE_KEY)
+        merge_rows(self.trainings, summaries, TRAINING_KEY)
+
+    def holds(self, training: Training, cases: Iterable[str], split: str = "validation") -> bool:
+        """Whether every case of the split is recorded for this training, and its summary is."""
+        mine = training.key.items()
+        found = {r["case"] for r in read_rows(self.cases)
+                 if r["split"] == split and mine <= r.items()}
+        return found >= set(cases) and any(mine <= r.items() for r in read_rows(self.trainings))
+
+    def of(self, recipes: Iterable[tuple[str, Recipe]], folds: Iterable[int]
+           ) -> tuple[list[dict], list[dict]]:
+        """(patients' rows, summaries) of these arms with their recipes, of any seed, on `folds`."""
+        wanted = {(arm + suffix, config_hash(r)) for arm, recipe in recipes
+                  for suffix, r in (("", recipe), (FILTERED, recipe.filtered))}
+        rows, summaries = ([r for r in read_rows(path) if r["fold"] in set(folds)
+                            and (r["arm"], r["config_hash"]) in wanted]
+                           for path in (self.cases, self.trainings))
+        return rows, summaries
+
 
 def collect_cases(training: Training, predictions: Path, labels: Path, cases: Iterable[str],
                   roles: Roles, ending: str = ".nii.gz", split: str = "validation") -> list[dict]:
@@ -79,13 +129,12 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
              "preset": training.recipe.preset, "epochs": training.recipe.epochs,
              "iterations": training.recipe.iterations, "device": training.device,
              "date": date.today().isoformat()}
-    post_processed = replace(training.recipe, min_percent_of_wall=MIN_PERCENT_OF_WALL)
     for case in cases:
         truth, spacing = _read_labels(labels / f"{case}{ending}")
         prediction, _ = _read_labels(predictions / f"{case}{ending}")
         for rows, arm, recipe, labelled in (
                 (raw, training.arm, training.recipe, prediction),
-                (filtered, training.arm + FILTERED, post_processed,
+                (filtered, training.arm + FILTERED, training.recipe.filtered,
                  volume_filter(prediction, roles))):
             rows.append({"arm": arm, "fold": training.fold, "seed": training.seed, "case": case,
                          "config_hash": config_hash(recipe), **about,
@@ -93,20 +142,13 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     return raw + filtered
 
 
-def merge_cases(path: str | Path, rows: Iterable[dict]) -> list[dict]:
+def merge_rows(path: Path, rows: Iterable[dict], key: Iterable[str]) -> list[dict]:
     """Put rows into a JSON-lines file, replacing those with the same key; returns all rows."""
-    path = Path(path)
-    merged = {tuple(r[k] for k in KEY): r for r in read_cases(path)}
-    merged.update({tuple(r[k] for k in KEY): r for r in rows})
+    merged = {tuple(r[k] for k in key): r for r in [*read_rows(path), *rows]}
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text("".join(json.dumps(r) + "\n" for r in merged.values()))
     os.replace(partial, path)
     return list(merged.values())
-
-
-def read_cases(path: str | Path) -> list[dict]:
-    """All rows of a per-case file; an absent file has none."""
-    return read_json_lines(Path(path)) if Path(path).is_file() else []
 
 
 def training_summary(training: Training) -> dict:
@@ -116,8 +158,7 @@ def training_summary(training: Training) -> dict:
     without `lgesynth.jsonl` (a stock trainer) has None everywhere.
     """
     log = _epochs(training.folder / "lgesynth.jsonl")
-    summary = {"arm": training.arm, "fold": training.fold, "seed": training.seed,
-               "trainer": training.recipe.trainer, "preset": training.recipe.preset,
+    summary = {**training.key, "trainer": training.recipe.trainer, "preset": training.recipe.preset,
                "epochs": len(log) or None, **_injection(log), **_drafts(log),
                "minutes": _total(log, "seconds_epoch", 1 / 60)}
     return {**summary, **_pool(training.folder / "lgesynth_pool" / "manifest.jsonl")}
@@ -138,10 +179,11 @@ def package_commit() -> str:
     return f"{version}+g{commit}" if done.returncode == 0 and commit else version
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a JSON-lines file, none where it is absent; a last line cut short by a kill is left
+    out."""
     rows = []
-    lines = path.read_text().splitlines()
+    lines = path.read_text().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
@@ -168,7 +210,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
 
 def _epochs(path: Path) -> list[dict]:
     """One row an epoch, in order; an epoch repeated after a resume counts once, the later run."""
-    rows = {r["epoch"]: r for r in read_json_lines(path)} if path.is_file() else {}
+    rows = {r["epoch"]: r for r in read_rows(path)}
     return [rows[epoch] for epoch in sorted(rows)]
 
 
@@ -200,7 +242,7 @@ def _total(log: list[dict], name: str, factor: float = 1.0) -> float | None:
 
 def _pool(manifest: Path) -> dict:
     """Counts over the verdicts that the manifest keeps, and how often each check failed."""
-    lines = read_json_lines(manifest) if manifest.is_file() else []
+    lines = read_rows(manifest)
     verdicts = [v for line in lines for v in _verdicts(line)]
     failed = Counter(name for v in verdicts for name, check in v.get("checks", {}).items()
                      if not check["passed"])

@@ -21,7 +21,7 @@ from scipy import stats
 
 from nnunet_lgesynth.benchmark.arms import PER_PATIENT, Arm, run_of
 from nnunet_lgesynth.benchmark.collect import FILTERED
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "reference_of",
            "training_rows", "verdict"]
@@ -66,6 +66,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
         patients += [{"arm": name, "case": case,
                       **{m: _number(arm.per_patient(m)[i]) for m in PER_PATIENT}}
                      for i, case in enumerate(arm.cases)]
+        if name == REFERENCE:
+            rows += _real_pass_rows(arm_rows, about)
         reference = reference_of(name)
         if name != reference and reference in by_arm:
             rows += _difference_rows(arm_rows, by_arm[reference], reference, about, resamples)
@@ -170,6 +172,14 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
         rows.append(_row(about, count, arm.points[count].mean(), n=len(arm.cases),
                          unit="patients, mean over seeds"))
     return rows
+
+
+def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
+    """`qc_pass_real`: share of real scar slices in which the real-only model reaches the Dice that
+    the quality control asks of samples; it bounds what a generator can be held to."""
+    found = [overlap for row in rows for _, overlap in row.get("scar_slices", [])]
+    passed = np.mean(np.array(found) >= QCConfig().min_dice) if found else np.nan
+    return [_row(about, "qc_pass_real", passed, n=len(found))]
 
 
 def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: str, about: dict,

@@ -9,6 +9,8 @@ Scar = infarct + no-reflow; wall = every label of the LV wall, scar included.
     percent          scar as a share of the wall of the same segmentation, 0 to 100
     volume_error     predicted percent - true percent, in points of the wall
     slice burden     scar voxels / wall voxels of the same segmentation's slice, 0 without wall
+    scar_slices      Dice of each slice whose truth holds scar enough to be asked for in synthesis;
+                     the share of them that would pass the quality control is `qc_pass_real`
     slice_auroc      true slice holds scar (0/1) against predicted slice burden, over the slices in
                      which the truth shows wall
 
@@ -24,7 +26,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.roles import Roles
 from nnunet_lgesynth.judge.qc import dice
 
@@ -64,6 +66,7 @@ def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[fl
         "volume_error_percent": predicted_percent - true_percent,
         "has_scar": bool(true_scar.any()), "found_scar": bool(predicted_scar.any()),
         "slices": slice_burdens(truth, prediction, roles),
+        "scar_slices": _scar_slices(true_scar, predicted_scar),
     }
 
 
@@ -140,6 +143,12 @@ def _no_reflow_dice(truth: np.ndarray, prediction: np.ndarray, roles: Roles) -> 
     if roles.no_reflow is None or not (truth == roles.no_reflow).any():
         return None
     return dice(truth == roles.no_reflow, prediction == roles.no_reflow)
+
+
+def _scar_slices(truth: np.ndarray, prediction: np.ndarray) -> list[list[float]]:
+    """[slice index, Dice] of each slice with scar in its truth, as much as the QC asks for."""
+    enough = truth.sum(axis=(1, 2)) >= QCConfig().min_pixels
+    return [[int(z), dice(truth[z], prediction[z])] for z in np.flatnonzero(enough)]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import Recipe, Training
+from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 
@@ -91,12 +92,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One command: `argv`, the variables it needs beside nnU-Net's own, and its stage."""
+    """One command: `argv`, the variables it needs beside nnU-Net's own, its stage, and what it
+    trains, if anything."""
 
     name: str
     stage: int
     argv: tuple[str, ...]
     env: dict[str, str]
+    training: Training | None = None
 
     def line(self) -> str:
         """The job for a shell, variables in front."""
@@ -104,11 +107,19 @@ class Job:
         return " ".join([*prefix, shlex.join(self.argv)])
 
 
-def plan(settings: Settings, folds: dict[int, Fold]) -> list[Job]:
-    """The missing jobs in the order they can run; `folds` maps each fold to its cases."""
+def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = ()) -> list[Job]:
+    """The missing jobs in the order they can run.
+
+    `folds` maps each fold to its cases; `external` are the cases of the external test set. What is
+    recorded in the output folder is not missing, see `collect.Records`.
+    """
+    records = Records.below(settings.out, settings.dataset)
     jobs = []
     for training in trainings(settings):
-        if not is_done(training.folder, folds[training.fold]):
+        fold = folds[training.fold]
+        recorded = (records.holds(training, fold.val)
+                    and (not external or records.holds(training, external, "external")))
+        if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
     for fold in settings.folds:
         waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
@@ -138,7 +149,7 @@ def training_job(settings: Settings, training: Training) -> Job:
     if needs_generator(trainer):
         env["LGESYNTH_GENERATOR"] = str(fold_generator(settings, training.fold))
     name = f"{training.arm}_fold_{training.fold}_seed_{training.seed}"
-    return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env)
+    return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env, training)
 
 
 def is_done(folder: Path, fold: Fold) -> bool:

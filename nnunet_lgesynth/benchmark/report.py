@@ -27,7 +27,6 @@ CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed",
                 "no_reflow_dice": "no-reflow Dice", "true_percent": "true % of wall",
                 "predicted_percent": "predicted % of wall", "true_ml": "true mL",
                 "predicted_ml": "predicted mL"}
-MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 INK = "#010203"       # replaced by the page's text colour
 ACCENT = "#2f81c7"
 
@@ -60,8 +59,8 @@ pre{background:var(--box);padding:.7rem;overflow-x:auto;font-size:.8rem}
 class Report:
     """All that a report shows.
 
-    `comparisons` maps a split's title to its `Comparison`; `pictures` maps captions to image files
-    (png, jpg), which are embedded.
+    `comparisons` maps a split's title to its `Comparison`; `pictures` maps captions to PNG files,
+    which are embedded.
     """
 
     title: str
@@ -82,7 +81,8 @@ def write_report(path: str | Path, report: Report) -> Path:
              f'<p class="soft">{escape(report.date)} · {escape(report.machine)}</p>']
     for split, comparison in report.comparisons.items():
         parts += _split(split, comparison)
-    parts += [_trainings(report.trainings), _pictures(report.pictures), _cases(report.cases),
+    rows = [r for c in report.comparisons.values() for r in c.rows]
+    parts += [_trainings(report.trainings, rows), _pictures(report.pictures), _cases(report.cases),
               _provenance(report)]
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -200,9 +200,7 @@ def _scatter(pairs: list[tuple[float, float]], arm: str, reference: str) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def _trainings(trainings: list[dict]) -> str:
-    if not trainings:
-        return ""
+def _trainings(trainings: list[dict], rows: list[dict]) -> str:
     body = []
     for t in trainings:
         rate = "–" if t["qc_pass_own"] is None else (f"{t['qc_pass_own']:.2f}"
@@ -219,13 +217,17 @@ def _trainings(trainings: list[dict]) -> str:
     return _section("What was injected", _table(head, body), (
         "Injected fraction: share of training patches with a changed voxel, mean after warm-up. "
         "QC: accepted of drafted slices; failed checks are those of the cases kept in the pool's "
-        "manifest."))
+        f"manifest.{_real_rate(rows)}"))
+
+
+def _real_rate(rows: list[dict]) -> str:
+    return "".join(f" Share of {r['n']} real scar slices found as well by the real-only model: "
+                   f"{_number(r['value'])}." for r in rows if r["metric"] == "qc_pass_real")
 
 
 def _served(training: dict) -> str:
-    parts = [f"{training[key]} {name}" for key, name in
-             (("unique_slices", "slices"), ("unique_cases", "cases"))
-             if training[key] is not None]
+    parts = [f"{training[key]} {name}" for key, name in (("unique_slices", "slices"),
+             ("unique_cases", "cases")) if training[key] is not None]
     pool = f"<small>{training['pool_slices']} slices in the pool</small>"
     return ", ".join(parts) + pool if parts else "–"
 
@@ -234,9 +236,8 @@ def _pictures(pictures: dict[str, Path]) -> str:
     figures = []
     for caption, path in pictures.items():
         data = base64.b64encode(Path(path).read_bytes()).decode()
-        figures.append(f'<figure class="wide"><img alt="{escape(caption)}" src="data:'
-                       f'{MIME[Path(path).suffix.lower()]};base64,{data}"><figcaption>'
-                       f"{escape(caption)}</figcaption></figure>")
+        figures.append(f'<figure class="wide"><img alt="{escape(caption)}" src="data:image/png;'
+                       f'base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>')
     return "<h2>Samples</h2>" + "".join(figures) if figures else ""
 
 

@@ -3,10 +3,12 @@
 Everything is written below one folder:
 
     seed_<s>/nnUNet_results/   trainings        logs/              one file a job
-    cases_<dataset>.jsonl      per-case rows    results.json       number rows
-    benchmark.json             settings, verdict, trainings        report.html
+    cases_<dataset>.jsonl      a row a patient  trainings_<dataset>.jsonl  a summary a training
+    results.json               number rows      report.html, report.md
+    benchmark.json             settings, verdict, commands
 
-A run that is interrupted goes on where it stopped. An arm that should inject but did not is refused
+A run that is interrupted goes on where it stopped, and every training is recorded as soon as it
+ends. An arm that should inject but did not is refused
 rather than reported as "no gain".
 """
 
@@ -16,7 +18,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib import metadata
@@ -26,9 +28,9 @@ from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
+    Records,
     Training,
     collect_cases,
-    merge_cases,
     package_commit,
     training_summary,
 )
@@ -40,11 +42,12 @@ from nnunet_lgesynth.benchmark.plan import (
     Settings,
     check_generators,
     injects,
+    is_done,
     plan,
     training_job,
     trainings,
 )
-from nnunet_lgesynth.benchmark.report import Report, write_report
+from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 
@@ -77,21 +80,32 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None)
     check_generators(settings, opened)
-    _external(settings, opened)
+    test = _external(settings, opened)
     if plan_only:
-        return {"plan": [job.line() for job in plan(settings, opened)]}
+        return {"plan": [job.line() for job in plan(settings, opened, test)]}
     return run(settings, opened, jobs)
 
 
 def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
-    ending = next(iter(folds.values())).dataset_json["file_ending"]
     test = _external(settings, folds)
     _claim(settings)
-    run_jobs(plan(settings, folds), settings.out / "logs", parallel)
+    records = Records.below(settings.out, settings.dataset)
+
+    def record(training: Training) -> None:
+        _record(records, training, folds[training.fold])
+
+    for training in trainings(settings):
+        if is_done(training.folder, folds[training.fold]):
+            record(training)
+    run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record)
     check_generators(settings, folds)
-    summaries = [_refuse_idle(t, training_summary(t)) for t in trainings(settings)]
-    cases = _collect(settings, folds, test, ending)
+    if test:
+        _record_external(settings, folds, records, test)
+    rows, summaries = records.of(((arm, settings.recipe(arm)) for arm in settings.arms),
+                                 settings.folds)
+    splits = ("validation", "external") if test else ("validation",)
+    cases = {split: [r for r in rows if r["split"] == split] for split in splits}
     comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
     return _write(settings, folds, comparisons, cases, summaries)
 
@@ -103,8 +117,10 @@ def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
     return external_cases(settings.images, settings.labels, ending)
 
 
-def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1) -> None:
-    """Run jobs stage by stage, `parallel` at a time, output to `logs/<name>.log`.
+def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
+             record: Callable[[Training], None] | None = None) -> None:
+    """Run jobs stage by stage, `parallel` at a time, output to `logs/<name>.log`; `record` is
+    called with each training that ended.
 
     After a failure the jobs that run are awaited, none is started, and `UserError` names the log.
     """
@@ -115,25 +131,30 @@ def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1) -> None:
                 waiting = [pool.submit(_run_job, j, logs) for j in jobs if j.stage == stage]
                 try:
                     for done in as_completed(waiting):
-                        bar.set_postfix_str(done.result())
+                        job = done.result()
+                        if record is not None and job.training is not None:
+                            record(job.training)
+                        bar.set_postfix_str(job.name)
                         bar.update()
                 finally:
                     for future in waiting:
                         future.cancel()
 
 
-def _run_job(job: Job, logs: Path) -> str:
+def _run_job(job: Job, logs: Path) -> Job:
     log = logs / f"{job.name}.log"
+    # what the shell sets for single trainings must not change an arm unseen
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LGESYNTH_")}
     with open(log, "a") as file:
         file.write(f"$ {job.line()}\n")
         file.flush()
-        code = subprocess.run(job.argv, env={**os.environ, **job.env}, stdout=file,
+        code = subprocess.run(job.argv, env={**inherited, **job.env}, stdout=file,
                               stderr=subprocess.STDOUT, check=False).returncode
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
         raise UserError(f"{job.name} failed with exit code {code} ({last.strip()[:300]}); see "
                         f"{log}, then run the benchmark again: it goes on where it stopped.")
-    return job.name
+    return job
 
 
 def _claim(settings: Settings) -> None:
@@ -160,27 +181,26 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
     return summary
 
 
-def _collect(settings: Settings, folds: dict[int, Fold], test: list[str],
-             ending: str) -> dict[str, list[dict]]:
-    """Per-case rows of this benchmark by split, after merging them into the cases file."""
-    labels, new = nnunet_path("nnUNet_raw") / settings.dataset / "labelsTr", []
+def _record(records: Records, training: Training, fold: Fold) -> None:
+    summary = _refuse_idle(training, training_summary(training))
+    labels = nnunet_path("nnUNet_raw") / training.recipe.dataset / "labelsTr"
+    records.add(collect_cases(training, training.predictions, labels, fold.val, fold.info.roles,
+                              fold.dataset_json["file_ending"]), [summary])
+
+
+def _record_external(settings: Settings, folds: dict[int, Fold], records: Records,
+                     test: list[str]) -> None:
     for training in trainings(settings):
         fold = folds[training.fold]
-        new += collect_cases(training, training.predictions, labels, fold.val, fold.info.roles,
-                             ending)
-        if test:
-            out = (settings.out / f"seed_{training.seed}" / "external" / training.arm
-                   / f"fold_{training.fold}")
-            predict_external(training.folder, settings.images, test, out, ending,
-                             len(fold.dataset_json["channel_names"]), settings.device)
-            new += collect_cases(training, out, settings.labels, test, fold.info.roles, ending,
-                                 "external")
-    recipes = {(r["arm"], r["config_hash"]) for r in new}
-    merged = merge_cases(settings.out / f"cases_{settings.dataset}.jsonl", new)
-    wanted = [r for r in merged if (r["arm"], r["config_hash"]) in recipes
-              and r["fold"] in settings.folds]
-    return {split: [r for r in wanted if r["split"] == split]
-            for split in dict.fromkeys(r["split"] for r in new)}
+        if not is_done(training.folder, fold):
+            continue                       # recorded, or the plan would have trained it
+        ending = fold.dataset_json["file_ending"]
+        out = (settings.out / f"seed_{training.seed}" / "external" / training.arm
+               / f"fold_{training.fold}")
+        predict_external(training.folder, settings.images, test, out, ending,
+                         len(fold.dataset_json["channel_names"]), settings.device)
+        records.add(collect_cases(training, out, settings.labels, test, fold.info.roles, ending,
+                                  "external"))
 
 
 def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Comparison],
@@ -190,13 +210,15 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
     sentences = comparisons["validation"].verdict
     commands = [settings.command(), *(training_job(settings, t).line()
                                       for t in trainings(settings))]
-    paths = {name: settings.out / file for name, file in (
-        ("results", "results.json"), ("cases", f"cases_{settings.dataset}.jsonl"),
-        ("report", "report.html"))}
+    paths = {"results": settings.out / "results.json", "report": settings.out / "report.html",
+             "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
     write_json(settings.out / "benchmark.json", {
-        "settings": settings.fixed(), "verdict": sentences, "trainings": summaries,
+        "settings": settings.fixed(), "verdict": sentences,
         "commands": commands, "machine": _machine(settings.device), "versions": _versions()})
+    (settings.out / "report.md").write_text("\n\n".join(
+        f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"
+        for split, c in comparisons.items()))
     write_report(paths["report"], Report(
         f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
