@@ -195,8 +195,8 @@ def _add_trainers(commands) -> None:
 def _trainers(arguments) -> int:
     from nnunet_lgesynth.discovery import list_trainers, trainers_folder
 
-    listed = (f"{name:28} {line}" for name, line in list_trainers())
-    print(trainers_folder() if arguments.path else "\n".join(listed))
+    print(trainers_folder() if arguments.path else
+          "\n".join(f"{name:28} {line}" for name, line in list_trainers()))
     return 0
 
 
@@ -244,13 +244,14 @@ def _add_train(commands) -> None:
 
 def _train(arguments) -> int:
     from nnunet_lgesynth.dataset.case import Fold
-    from nnunet_lgesynth.discovery import add_to_environment, list_trainers
+    from nnunet_lgesynth.discovery import add_to_environment, list_trainers, require_trainer
     from nnunet_lgesynth.pool.generator import usable_device
 
-    if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later and less readably
+    if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later, less readably
         Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
         usable_device(arguments.device)
     add_to_environment()
+    require_trainer(arguments.tr)
     given = {f: getattr(arguments, f) for f in ("epochs", "iterations", "seed", "probability",
                                                 "generator")}
     os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items() if v is not None})
@@ -293,8 +294,6 @@ def _benchmark(arguments) -> int:
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs)
-    if arguments.plan:
-        print("\n".join(outcome["plan"]))
-    else:
-        print(f"{outcome['verdict']}\nReport: {outcome['report']}")
+    print("\n".join(outcome["plan"]) if arguments.plan else
+          f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

@@ -1,4 +1,5 @@
-"""Where the trainers lie, so that nnU-Net's own lookup finds them; imports no nnU-Net.
+"""Where the trainers lie, so that nnU-Net's own lookup finds them; imports nnU-Net only to ask it
+for a trainer that is not ours.
 
 nnU-Net searches its built-in trainers and then every folder in `nnUNet_extTrainer`. Installed, our
 folder is the package `nnunet_lgesynth.trainers`; in a plain checkout it is `trainers/` beside it.
@@ -7,13 +8,16 @@ folder is the package `nnunet_lgesynth.trainers`; in a plain checkout it is `tra
 from __future__ import annotations
 
 import ast
+import io
 import os
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["VARIABLE", "add_to_environment", "in_environment", "list_trainers", "trainers_folder"]
+__all__ = ["VARIABLE", "add_to_environment", "in_environment", "list_trainers", "require_trainer",
+           "trainers_folder"]
 
 VARIABLE = "nnUNet_extTrainer"
 
@@ -51,3 +55,17 @@ def add_to_environment() -> None:
     if not in_environment():
         entries = [e for e in os.environ.get(VARIABLE, "").split(os.pathsep) if e.strip()]
         os.environ[VARIABLE] = os.pathsep.join([*entries, str(trainers_folder())])
+
+
+def require_trainer(name: str) -> None:
+    """Raise `UserError` where nnU-Net would find no trainer of this name."""
+    if name in dict(list_trainers()):
+        return
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(io.StringIO()):     # it tells of every file it looks into
+            recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UserError(f"nnU-Net finds no trainer {name!r}; `lgesynth trainers` lists the "
+                        f"plugin's, others must lie in a folder that {VARIABLE} names.") from error

@@ -116,6 +116,7 @@ def test_missing_environment_variables_are_a_users_mistake(argv, monkeypatch, ca
     (["train", "998", "2d", "0"], "dataset 998"),
     (["train", "116", "2d", "9"], "Fold 9 is not in"),
     (["train", "116", "2d", "0", "-p", "OtherPlans", "--npz"], "OtherPlans.json is missing"),
+    (["train", "116", "2d", "0", "-tr", "nnUNetTrainerUnheardOf"], "no trainer 'nnUNetTrainerUnhe"),
     (["roles", "-d", "998"], "0 datasets match 998"),
     (["benchmark", "-d", "998", "-o", "out"], "998")])
 def test_unknown_things_are_named_in_one_line(fold, capsys, monkeypatch, tmp_path, argv, message):

@@ -112,6 +112,8 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
     assert not list(results.glob("*/LGESynth*"))
     folder = fit_generator("116", "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu")
     told = json.loads((folder / "config.json").read_text())
+    with pytest.raises(UserError, match="fitted already"):
+        fit_generator("116", "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu", dry_run=True)
     assert told["train"] == list(fold.train)
     generator, judge = load_generator("lgesynth", fold, CPU)
     assert generator.hash == told["hash"] and judge.hash == told["reward"]["hash"]

@@ -44,7 +44,9 @@ def fold(tmp_path, monkeypatch):
 @pytest.fixture
 def pool(tmp_path, fold):
     pool = Pool(tmp_path / "pool", fold)
-    pool.extend(sample(kind, z) for z in (1, 2) for kind in ("scar", "healthy"))
+    for z in (1, 2):
+        for kind in ("scar", "healthy"):
+            pool.add(*sample(kind, z))
     return pool
 
 
@@ -90,7 +92,8 @@ def test_p_is_the_share_of_answers_from_the_pool_and_grows_with_it(pool):
         kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
         assert abs(kinds["scar"] / 300 - expected) < 0.1
         assert dataset.ramp == 2 / full
-    pool.extend(sample("scar", 1) for _ in range(2))
+    for _ in range(2):
+        pool.add(*sample("scar", 1))
     kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
     assert dataset.ramp == 1 and abs(kinds["scar"] / 300 - 0.6) < 0.1
 
@@ -145,7 +148,8 @@ def test_class_locations_come_with_the_answer(pool):
 def test_region_keys_reach_the_loader(tmp_path, fold):
     regions = replace(fold, dataset_json=tiny_dataset_json(regions=True))
     pool = Pool(tmp_path / "pool", regions)
-    pool.extend([sample("scar", 1), sample("healthy", 1)])
+    for kind in ("scar", "healthy"):
+        pool.add(*sample(kind, 1))
     dataset = inject(pool, full=1)
     locations = dataset.load_case("case_00")[3]["class_locations"]
     assert set(locations) == {(1, 2, 3, 4), (2, 3, 4), (3, 4), 4} and len(locations[3, 4])

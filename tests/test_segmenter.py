@@ -267,7 +267,7 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path, name):
     (fold.parent / name).unlink()
     with pytest.raises(UserError, match="nnUNetv2_train Dataset116_EMIDECROI 2d 2 "
                                         "-p nnUNetResEncUNetMPlans") as error:
-        Segmenter.load(fold.parent, 2, "cpu")
+        Segmenter.load_fold(fold, "cpu")
     assert str(fold.parent / name) in str(error.value)
     assert ("checkpoint_best.pth" in str(error.value)) == name.endswith(".pth")
 
@@ -326,9 +326,9 @@ def test_3d_and_cascades_are_refused(tmp_path):
 
 def test_a_renamed_fold_folder_is_refused(tmp_path):
     fold = write_tiny_model(tmp_path, fold=1)
-    fold.rename(fold.with_name("fold_0"))
+    renamed = fold.rename(fold.with_name("fold_0"))
     with pytest.raises(UserError, match="trained on fold 1"):
-        Segmenter.load(fold.parent, 0, "cpu")
+        Segmenter.load_fold(renamed, "cpu")
 
 
 def test_bad_images_and_centres_are_refused(tmp_path):

@@ -44,7 +44,7 @@ REAL_ONLY_TRAINER = "nnUNetTrainerLGEReal"
 
 @dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A frozen 2D nnU-Net. Make one with `load` or `load_fold`."""
+    """A frozen 2D nnU-Net. Make one with `load_fold`."""
 
     network: nn.Module
     plans: dict
@@ -56,19 +56,13 @@ class Segmenter:
     device: torch.device
 
     @classmethod
-    def load(cls, model_folder: str | Path, fold: int | str, device: str | torch.device,
-             checkpoint: str = CHECKPOINT) -> Segmenter:
-        """Load one fold of nnU-Net's `Trainer__Plans__configuration` folder.
+    def load_fold(cls, fold_folder: str | Path, device: str | torch.device,
+                  checkpoint: str = CHECKPOINT) -> Segmenter:
+        """Load nnU-Net's `Trainer__Plans__configuration/fold_k` folder.
 
         Raises UserError for missing or unreadable files, 3D and cascade configurations, and
         weights that do not fit the network.
         """
-        return cls.load_fold(Path(model_folder) / f"fold_{fold}", device, checkpoint)
-
-    @classmethod
-    def load_fold(cls, fold_folder: str | Path, device: str | torch.device,
-                  checkpoint: str = CHECKPOINT) -> Segmenter:
-        """Load a `.../Trainer__Plans__configuration/fold_k` folder; see `load`."""
         folder = Path(fold_folder).absolute()
         plans = read_json(folder.parent / "plans.json", folder)
         dataset_json = read_json(folder.parent / "dataset.json", folder)

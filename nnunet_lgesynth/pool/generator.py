@@ -61,9 +61,10 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     judge.check_matches(opened.plans, configuration, opened.dataset_json, fold)
     prepare(opened, InjectionConfig().prior)      # refuses cases that hold nothing to learn from
     _require_writable(folder)
-    if not dry_run:
-        from nnunet_lgesynth.generators.inpaint.train import fit
+    from nnunet_lgesynth.generators.inpaint.train import fit, refuse_existing  # diffusers: here
 
+    refuse_existing(folder, resume)
+    if not dry_run:
         fit(opened, config, folder, target, judge, resume=resume)
     return folder
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,10 +76,6 @@ class Pool:
             self._undo(name, length)
             raise
         return name
-
-    def extend(self, samples: Iterable[tuple[Case, dict]]) -> list[str]:
-        """Commit every sample of an iterable; returns their names."""
-        return [self.add(case, record) for case, record in samples]
 
     def _write(self, case: Case) -> list[Path]:
         """Write a case to tmp/ and make sure that all of it can be read again."""

@@ -50,7 +50,7 @@ from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["fit", "objective_of"]
+__all__ = ["fit", "objective_of", "refuse_existing"]
 
 PRIOR = "sector"
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
@@ -87,7 +87,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     folder = Path(folder)
     if resume and (folder / "config.json").is_file():
         return json.loads((folder / "config.json").read_text())
-    _refuse_existing(folder, resume)
+    refuse_existing(folder, resume)
     if reward is not None:
         reward.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
     try:
@@ -100,13 +100,13 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
 def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
          reward: Segmenter | None, progress) -> dict:
     accelerator = _accelerator(device)
-    folder.mkdir(parents=True, exist_ok=True)
     identity = {"config": dataclasses.asdict(config), "train": list(fold.train),
                 "reward": None if reward is None else
                 {"checkpoint": str(reward.source), "hash": reward.hash}}
     state = _read_state(folder, identity)
     torch.manual_seed(config.seed)
     networks = build(config).to(accelerator.device)
+    folder.mkdir(parents=True, exist_ok=True)
     record = Progress(folder, state.get("rows", []), state.get("minutes", {}))
     subjects = read_subjects(fold, fold.train)
     prior = measure_prior(subjects, fold, PRIOR)
@@ -176,8 +176,9 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     return _finish(folder, fold, config, networks, record, identity)
 
 
-def _refuse_existing(folder: Path, resume: bool) -> None:
-    if (folder / "config.json").is_file():
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """Raise `UserError` where a fit into `folder` would overwrite one."""
+    if not resume and (folder / "config.json").is_file():
         raise UserError(f"{folder} is fitted already; use it as it is, or delete it to fit anew.")
     if not resume and (folder / "state").is_dir():
         raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
