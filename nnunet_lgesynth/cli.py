@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in USER_ERRNO:
             raise
-        print(f"lgesynth: error: {error}; free space or correct the permissions, then go on: a "
-              "training with --c, a fit with --resume.", file=sys.stderr)
+        where = error.filename or os.environ.get("nnUNet_results", "the output folder")
+        print(f"lgesynth: error: {where}: {error.strerror}; free space or correct the permissions, "
+              "then go on: a training with --c, a fit with --resume.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lgesynth: interrupted.", file=sys.stderr)

@@ -140,7 +140,10 @@ def test_a_full_disk_is_a_users_problem_and_a_bug_is_not(capsys, monkeypatch):
         monkeypatch.setattr("nnunet_lgesynth.dataset.roles.set_roles", run)
 
     fails(OSError(28, "No space left on device", "/results"))
-    assert "No space left on device: '/results'; free space" in refused(capsys, "roles", "-d", "1")
+    assert "/results: No space left on device; free space" in refused(capsys, "roles", "-d", "1")
+    fails(OSError(28, "No space left on device"))            # as nnU-Net's own writers raise it
+    monkeypatch.setenv("nnUNet_results", "/mine")
+    assert "/mine: No space left on device; free space" in refused(capsys, "roles", "-d", "1")
     for bug in (FileNotFoundError(2, "gone"), KeyError("x")):
         fails(bug)
         with pytest.raises(type(bug)):
