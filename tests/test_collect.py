@@ -134,6 +134,11 @@ def test_injected_fraction_is_read_after_warm_up_and_a_resumed_epoch_counts_once
     assert summary["injected_fraction_all"] == pytest.approx((0 + 0.1 + 0.4 + 0.6) / 4)
     assert (summary["epochs"], summary["drafted"], summary["accepted"]) == (4, 40, 16)
     assert summary["qc_pass_own"] == pytest.approx(0.4)
+    assert summary["pool_burden"] is None
+    (training.folder / "lgesynth.jsonl").write_text(json.dumps(
+        epoch(0, 0.5, 0.4, pool_burden=0.2, real_burden=0.21)) + "\n")
+    again = training_summary(training)
+    assert (again["pool_burden"], again["real_burden"], again["pool_contrast"]) == (0.2, 0.21, None)
     assert summary["unique_slices"] == 3 and summary["minutes"] == pytest.approx(4)
 
 

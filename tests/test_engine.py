@@ -93,6 +93,24 @@ def test_rows_count_slices_and_unique_samples(start):
     assert after["unique_slices_served"] == row["unique_slices_served"]
 
 
+def test_the_pools_scars_are_shown_beside_the_real_ones(start):
+    engine, _ = start()
+    empty = engine.likeness()
+    assert empty["pool_burden"] is None and 0 < empty["real_burden"] < 1
+    engine.refill()
+    found = engine.likeness()
+    kept = [r for r in read_manifest(engine.pool.folder) if r["kind"] == "scar"]
+    for name in ("burden", "slice_share", "contrast"):
+        assert found[f"real_{name}"] == empty[f"real_{name}"]
+        assert found[f"pool_{name}"] == pytest.approx(
+            np.mean([r["measured"][name] for r in kept]), abs=1e-4)
+    roles = engine.fold.info.roles
+    labels = engine.fold.cases_folder(engine.pool.cases).load_case(kept[0]["identifier"])[1][0]
+    ring = np.isin(labels, roles.wall)
+    assert kept[0]["measured"]["burden"] == pytest.approx(
+        np.isin(labels, roles.scars).sum() / ring.sum(), rel=0.05)
+
+
 def test_the_pass_rate_is_of_scars_and_healthy_wall_is_counted_apart(start):
     engine, _ = start()
     row = engine.epoch_row(refill=True)

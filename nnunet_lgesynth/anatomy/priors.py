@@ -18,8 +18,9 @@ from nnunet_lgesynth.anatomy.scar import ScarSpec
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import Roles
 
-__all__ = ["PRIORS", "Prior", "ScarRecord", "measure_scar"]
+__all__ = ["MEASURES", "PRIORS", "Prior", "ScarRecord", "measure_scar"]
 
+MEASURES = ("burden", "slice_share", "contrast")   # of a record: how like real scars a pool is
 ANGLE_BINS = 36
 MIN_SCAR_VOXELS = 20
 SECTOR_MEAN_REACH = 0.78   # of the deepest, over angles and slices; records hold the mean

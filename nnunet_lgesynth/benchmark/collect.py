@@ -21,16 +21,18 @@ import numpy as np
 import SimpleITK as sitk
 
 import nnunet_lgesynth
+from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
 from nnunet_lgesynth.config import UserError, config_hash
 from nnunet_lgesynth.dataset.roles import Roles
 
-__all__ = ["FILTERED", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
+__all__ = ["FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
            "package_commit", "read_rows", "training_summary"]
 
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
 TRAINING_KEY = CASE_KEY[:4]
+LIKENESS = tuple(f"{whose}_{name}" for name in MEASURES for whose in ("pool", "real"))
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def training_summary(training: Training) -> dict:
     log = _epochs(training.folder / "lgesynth.jsonl")
     summary = {**training.key, "trainer": training.recipe.trainer, "preset": training.recipe.preset,
                "epochs": len(log) or None, **_injection(log), **_drafts(log),
-               "minutes": _total(log, "seconds_epoch", 1 / 60)}
+               "minutes": _total(log, "seconds_epoch", 1 / 60),
+               **{name: log[-1].get(name) if log else None for name in LIKENESS}}
     return {**summary, **_pool(training.folder / "lgesynth_pool" / "manifest.jsonl")}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from nnunet_lgesynth.benchmark.arms import PER_PATIENT, Arm, run_of
-from nnunet_lgesynth.benchmark.collect import FILTERED
+from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS
 from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "reference_of",
@@ -109,7 +109,8 @@ def flip_p(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray],
 
 
 def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
-    """Number rows of `collect.training_summary`: injected fraction and QC pass rate per arm."""
+    """Number rows of `collect.training_summary` per arm: injected fraction, QC pass rate, and the
+    means of the pool's scars beside those of the training folds' real ones."""
     by_arm: dict[str, list[dict]] = {}
     for summary in summaries:
         by_arm.setdefault(summary["arm"], []).append(summary)
@@ -119,6 +120,11 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
         fractions = [s["injected_fraction"] for s in group if s["injected_fraction"] is not None]
         if fractions:
             rows.append(_row(about, "injected_fraction", np.mean(fractions), n=len(fractions)))
+        for name in LIKENESS:
+            values = [s[name] for s in group if s.get(name) is not None]
+            if values:
+                unit = "normalised intensity" if name.endswith("contrast") else None
+                rows.append(_row(about, name, np.mean(values), n=len(values), unit=unit))
         drafted = sum(s["drafted"] or 0 for s in group)
         if drafted:
             accepted = sum(s["accepted"] or 0 for s in group)

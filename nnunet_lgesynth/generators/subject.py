@@ -14,9 +14,10 @@ import numpy as np
 
 from nnunet_lgesynth.anatomy.heart import Anatomy, describe
 from nnunet_lgesynth.anatomy.intensities import Intensities
-from nnunet_lgesynth.anatomy.priors import Prior, measure_scar
+from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord, measure_scar
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
+from nnunet_lgesynth.dataset.roles import Roles
 
 __all__ = ["Subject", "measure_prior", "read_subjects"]
 
@@ -53,6 +54,10 @@ class Subject:
         """(Z, Y, X) label values."""
         return self.case.labels[0]
 
+    def scar(self, roles: Roles) -> ScarRecord | None:
+        """What its scar measures; None if there is too little."""
+        return measure_scar(self.labels, self.intensities.apply(self.lge), self.anatomy, roles)
+
 
 def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:
     """The measurable ones of these training cases; validation cases are refused."""
@@ -78,6 +83,5 @@ def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:
 
 def measure_prior(subjects: Sequence[Subject], fold: Fold, name: str) -> Prior:
     """The prior of this name over the subjects' real scars."""
-    records = [measure_scar(s.labels, s.intensities.apply(s.lge), s.anatomy, fold.info.roles)
-               for s in subjects]
+    records = [s.scar(fold.info.roles) for s in subjects]
     return Prior(name, tuple(r for r in records if r is not None))

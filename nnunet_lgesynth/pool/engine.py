@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.config import InjectionConfig, QCConfig
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.generator import load_generator
@@ -140,12 +141,23 @@ class Engine:
                 "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
                 "drafted_healthy": self.drafted["healthy"],
                 "accepted_healthy": self.accepted["healthy"],
-                "seconds_synthesis": round(self.seconds, 3)}
+                "seconds_synthesis": round(self.seconds, 3), **self.likeness()}
+
+    def likeness(self) -> dict:
+        """Means over the pool's scarred cases beside those over the training fold's real scars."""
+        pool = [r["measured"] for r in self._records() if r.get("measured")]
+        return {f"{whose}_{name}": round(float(np.mean(values)), 4) if values else None
+                for name in MEASURES
+                for whose, values in (("pool", [m[name] for m in pool]),
+                                      ("real", [getattr(r, name) for r in self.prior.records]))}
+
+    def _records(self) -> list[dict]:
+        return [r for r in read_manifest(self.pool.folder)
+                if r["generator"] == self.generator.hash]
 
     def counts(self) -> dict:
         """Size of the pool as this generator fills it."""
-        records = [r for r in read_manifest(self.pool.folder)
-                   if r["generator"] == self.generator.hash]
+        records = self._records()
         by_kind = {k: [r for r in records if r["kind"] == k] for k in KINDS}
         return {"pool_scarred_cases": len(by_kind["scar"]),
                 "pool_healthy_cases": len(by_kind["healthy"]),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nnunet_lgesynth.anatomy.priors import Prior
+from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord
 from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
@@ -47,6 +47,7 @@ class Sample:
     seed: int
     passed_first: int               # slices that passed with their first draft
     accepted: bool                  # enough of its slices passed
+    measured: ScarRecord | None     # the scar of the case as it will be served
 
     def record(self, generator: str) -> dict:
         """The manifest line."""
@@ -54,6 +55,7 @@ class Sample:
                 "spec": dataclasses.asdict(self.spec), "seed": self.seed,
                 "captions": {str(z): t for z, t in self.captions.items()},
                 "changed": {str(z): list(b) for z, b in self.changed.items()},
+                "measured": self.measured and dataclasses.asdict(self.measured),
                 "verdicts": {str(z): v.as_dict() for z, v in self.verdicts.items()},
                 "generator": generator}
 
@@ -143,11 +145,12 @@ def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.n
                 changed[z] = _bounds(painted.weight > 0)
         passed_first = len(changed) if attempt == 0 else passed_first
         pending = [z for z in pending if verdicts[z].depends_on_draft]
+    case = dataclasses.replace(heart.case, image=image, labels=labels)
     return Sample(
-        "healthy" if healthy else "scar", heart.case.identifier,
-        dataclasses.replace(heart.case, image=image, labels=labels), spec, tuple(sorted(changed)),
-        verdicts, {z: c.caption for z, c in asked.items()}, changed, seed, passed_first,
-        bool(changed) and len(changed) >= config.min_slice_share * len(slices))
+        "healthy" if healthy else "scar", heart.case.identifier, case, spec,
+        tuple(sorted(changed)), verdicts, {z: c.caption for z, c in asked.items()}, changed, seed,
+        passed_first, bool(changed) and len(changed) >= config.min_slice_share * len(slices),
+        dataclasses.replace(heart, case=case).scar(fold.info.roles))
 
 
 def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condition],
