@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments.rest = rest
     try:
         if arguments.run in (_fit, _train, _benchmark):
-            _require_folders()
+            from nnunet_lgesynth.dataset.case import nnunet_path
+
+            _ = nnunet_path("nnUNet_preprocessed"), nnunet_path("nnUNet_results")
         return arguments.run(arguments) or 0
     except UserError as error:
         print(f"lgesynth: error: {error}", file=sys.stderr)
@@ -67,12 +69,6 @@ def _fold_flags(parser, fold: bool = True) -> None:
     if fold:
         parser.add_argument("-f", required=True, type=_fold, metavar="FOLD",
                             help="fold number or 'all'")
-
-
-def _require_folders() -> None:
-    from nnunet_lgesynth.dataset.case import nnunet_path
-
-    _ = nnunet_path("nnUNet_preprocessed"), nnunet_path("nnUNet_results")
 
 
 def _device_flag(parser) -> None:
@@ -152,12 +148,9 @@ def _roles(arguments) -> int:
     told = {r: getattr(arguments, r) for r in ("cavity", "myocardium", "scar", "no_reflow", "rv")
             if getattr(arguments, r) is not None}
     path, roles = set_roles(arguments.d, told, arguments.channel)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(roles)))
-    else:
-        print(f"Wrote {path}")
-        for name, value in dataclasses.asdict(roles).items():
-            print(f"  {name:12} {value}")
+    found = dataclasses.asdict(roles)
+    print(json.dumps(found) if arguments.json else "\n".join(
+        [f"Wrote {path}", *(f"  {name:12} {value}" for name, value in found.items())]))
     return 0
 
 
@@ -227,6 +220,9 @@ def _fit(arguments) -> int:
     return 0
 
 
+NNUNET_FLAGS = ("pretrained_weights", "num_gpus")
+
+
 def _add_train(commands) -> None:
     parser = commands.add_parser("train", help="nnUNetv2_train with the plugin's trainers found",
                                  epilog="Every other flag goes to nnUNetv2_train.")
@@ -236,6 +232,8 @@ def _add_train(commands) -> None:
     parser.add_argument("-tr", default="nnUNetTrainerLGESynth", metavar="TRAINER")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     _budget_flags(parser)
+    for flag in NNUNET_FLAGS:        # named here, or -p would take them for its own
+        parser.add_argument(f"-{flag}")
     parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
     parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
     parser.add_argument("--generator", metavar="DIR", help="fold folder of a fitted generator")
@@ -245,23 +243,25 @@ def _add_train(commands) -> None:
 
 def _train(arguments) -> int:
     from nnunet_lgesynth.dataset.case import Fold
-    from nnunet_lgesynth.discovery import add_to_environment, list_trainers, require_trainer
+    from nnunet_lgesynth.discovery import add_to_environment, find_trainer, list_trainers
     from nnunet_lgesynth.pool.generator import usable_device
 
     if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later, less readably
         Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
         usable_device(arguments.device)
     add_to_environment()
-    require_trainer(arguments.tr)
-    given = {f: getattr(arguments, f) for f in ("epochs", "iterations", "seed", "probability",
-                                                "generator")}
-    os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items() if v is not None})
+    given = {f: v for f in ("epochs", "iterations", "seed", "probability", "generator")
+             if (v := getattr(arguments, f)) is not None}
+    find_trainer(arguments.tr, [f"--{f}" for f in given])
+    os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})
     from nnunetv2.run.run_training import run_training_entry
 
     before = sys.argv
     sys.argv = ["nnUNetv2_train", arguments.dataset, arguments.configuration, str(arguments.fold),
-                "-tr", arguments.tr, "-p", arguments.p, "-device", arguments.device,
-                *arguments.rest]
+                "-tr", arguments.tr, *arguments.rest]
+    for flag in ("p", "device", *NNUNET_FLAGS):
+        if (value := getattr(arguments, flag)) is not None:
+            sys.argv += [f"-{flag}", value]
     try:
         run_training_entry()
     finally:

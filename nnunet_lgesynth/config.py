@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig", "UserError",
-           "config_hash", "from_dict", "generator_folder", "write_json"]
+           "config_hash", "from_dict", "generator_folder", "make_folder", "write_json"]
 
 
 class UserError(ValueError):
@@ -175,6 +175,17 @@ def config_hash(config) -> str:
     """12 hex digits that name a config; equal configs give equal hashes on every machine."""
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:12]
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and its parents; `UserError` where a file is in the way."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path} cannot be a folder: a file is in the way; name another "
+                        "place.") from error
+    return path
 
 
 def write_json(path: str | Path, value) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from nnunet_lgesynth.benchmark.run import benchmark
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.discovery import add_to_environment
 from nnunet_lgesynth.phantom import write_phantom
 
@@ -62,8 +62,7 @@ def run_demo(out: Path, log: Callable[[str], None], *, patients: int = PATIENTS,
 
 def _set_environment(out: Path) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (out / variable).mkdir(parents=True, exist_ok=True)
-        os.environ[variable] = str(out / variable)
+        os.environ[variable] = str(make_folder(out / variable))
     os.environ.setdefault("nnUNet_n_proc_DA", "1")
     os.environ["nnUNet_compile"] = "f"
     add_to_environment()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import io
 import os
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import InjectionConfig, UserError
 
-__all__ = ["VARIABLE", "add_to_environment", "in_environment", "list_trainers", "require_trainer",
+__all__ = ["VARIABLE", "add_to_environment", "find_trainer", "in_environment", "list_trainers",
            "trainers_folder"]
 
 VARIABLE = "nnUNet_extTrainer"
@@ -57,15 +58,25 @@ def add_to_environment() -> None:
         os.environ[VARIABLE] = os.pathsep.join([*entries, str(trainers_folder())])
 
 
-def require_trainer(name: str) -> None:
-    """Raise `UserError` where nnU-Net would find no trainer of this name."""
-    if name in dict(list_trainers()):
-        return
+def find_trainer(name: str, ours_only: Sequence[str] = ()) -> type:
+    """The trainer's class, by nnU-Net's own lookup.
+
+    Raises `UserError` where there is none, where a file that is searched does not import, and where
+    flags are given (`ours_only`, their names) that only the plugin's trainers obey.
+    """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
         with redirect_stdout(io.StringIO()):     # it tells of every file it looks into
-            recursive_find_trainer_class_by_name(name)
+            trainer = recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise UserError(f"nnU-Net finds no trainer {name!r}; `lgesynth trainers` lists the "
                         f"plugin's, others must lie in a folder that {VARIABLE} names.") from error
+    except Exception as error:                   # whatever a searched file raises
+        raise UserError(f"nnU-Net cannot look for {name!r}: a file in its trainer folder or in "
+                        f"{VARIABLE}={os.environ.get(VARIABLE, '')} does not import ({error!r}); "
+                        "mend it or take its folder out.") from error
+    if ours_only and not isinstance(getattr(trainer, "injection", None), InjectionConfig):
+        raise UserError(f"{', '.join(ours_only)}: {name} has its own numbers, only the plugin's "
+                        "trainers obey such flags; drop them, or choose nnUNetTrainerLGEReal.")
+    return trainer

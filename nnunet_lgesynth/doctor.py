@@ -34,6 +34,7 @@ PACKAGES = (            # distribution, oldest version as in setup.cfg, what mus
     ("diffusers", "0.32", "AutoencoderKL"),
     ("transformers", "4.48", "BertModel"),
     ("accelerate", "1.2", "Accelerator"),
+    ("scipy", "1.15", "stats"),
 )
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MIN_FREE_GB = 2

@@ -159,7 +159,7 @@ def _hearts(target: Target):
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.pool.synthesize import prepare
 
-    if not _cases_folder(target).is_dir() or (target.fold != "all" and _split(target) is None):
+    if not _can_open(target):
         return                      # `plans` or `splits` reports that
     fold = Fold.open(target.name, target.configuration, target.fold, target.plans)
     with warnings.catch_warnings(record=True) as left_out:
@@ -179,8 +179,16 @@ def _hearts(target: Target):
                "repainted alone tells a scar.", "add scar-free cases if there are any")
 
 
+def _can_open(target: Target) -> bool:
+    """Whether the cases and the split are there, so that opening the fold writes nothing."""
+    return (_cases_folder(target).is_dir()
+            and (target.fold == "all" or _split(target) is not None))
+
+
 def _judge(target: Target):
-    from nnunet_lgesynth.judge.segmenter import default_reward_folder
+    """Whether the fold's real-only nnU-Net is there, loads, and is of these plans and labels."""
+    from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 
     results = target.folder("nnUNet_results").parent
     try:
@@ -191,8 +199,12 @@ def _judge(target: Target):
                "lgesynth fit needs one as judge.",
                f"nnUNetv2_train {target.name[7:10]} {target.configuration} {target.fold} "
                f"-p {target.plans}")
-    else:
-        yield "ok", f"The judge is {folder / 'checkpoint_final.pth'}."
+        return
+    judge = Segmenter.load_fold(folder, "cpu")       # what is wrong with it is a `UserError`
+    if _can_open(target):
+        fold = Fold.open(target.name, target.configuration, target.fold, target.plans)
+        judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    yield "ok", f"The judge is {judge.source}."
 
 
 def _generator(target: Target):

@@ -10,6 +10,7 @@ LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_lgesynth.config import InjectionConfig, UserError
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 
 __all__ = ["LGESynthTrainer"]
 
@@ -33,6 +34,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     generator: str | None = None
     injection = InjectionConfig()
+    qc = QCConfig()
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):  # noqa: B008 (nnU-Net's signature)
@@ -63,6 +65,18 @@ class LGESynthTrainer(nnUNetTrainer):
             np.random.seed([self.seed, self.local_rank])
         super().initialize()
 
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net does, but in one rename: a disk that is full costs no earlier checkpoint."""
+        partial = Path(f"{filename}.part")
+        try:
+            super().save_checkpoint(str(partial))
+            if partial.is_file():        # rank 0, checkpointing not disabled
+                os.replace(partial, filename)
+        except RuntimeError as error:    # how torch reports it
+            raise OSError(errno.ENOSPC, f"cannot be written ({error})", filename) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()
         if not self.injects:
@@ -76,7 +90,8 @@ class LGESynthTrainer(nnUNetTrainer):
             configuration=self.configuration_name, fold=self.fold, dataset_json=self.dataset_json,
             preprocessed=Path(self.preprocessed_dataset_folder), training=training,
             validation_identifiers=validation.identifiers, output=Path(self.output_folder),
-            device=self.device, log=self.print_to_log_file, rank=self.local_rank)
+            device=self.device, log=self.print_to_log_file, rank=self.local_rank, qc=self.qc,
+            fresh=self.current_epoch == 0)
         return training, validation
 
     def on_train_start(self):

@@ -100,7 +100,7 @@ def workspace(tmp_path, monkeypatch):
             rng.normal(size=(1, 3, 16, 16)).astype(np.float32), heart(6)[None].astype(np.int8),
             {"spacing": [8.0, 1.0, 1.0], "class_locations": {}}, str(cases / case))
     for case, labels in TRUTH.items():
-        write_image(raw / "labelsTr" / f"{case}.nii.gz", labels)
+        write_image(base / "gt_segmentations" / f"{case}.nii.gz", labels)
     return tmp_path
 
 
@@ -263,6 +263,54 @@ def test_other_settings_need_another_folder(workspace):
         go(workspace, ["real"], epochs=3)
 
 
+def test_another_split_needs_another_folder(workspace):
+    finish(workspace, "real", 8, 0.0)
+    go(workspace, ["real"])
+    path = workspace / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["t0", "v0", "v1"], "val": ["t1", "v2", "v3"]}]))
+    with pytest.raises(UserError, match=r"split of fold 0 \w+ -> "):
+        go(workspace, ["real"])
+
+
+def test_a_damaged_or_blocked_folder_is_named(workspace):
+    (workspace / "out").write_text("")
+    with pytest.raises(UserError, match="a file is in the way"):
+        go(workspace, ["real"])
+    (workspace / "out").unlink()
+    finish(workspace, "real", 8, 0.0)
+    (workspace / "out" / "benchmark.json").write_text("")
+    with pytest.raises(UserError, match=r"benchmark\.json is damaged"):
+        go(workspace, ["real"])
+    (workspace / "out" / "benchmark.json").unlink()
+    (workspace / "out" / f"cases_{NAME}.jsonl").write_text('{"arm": "real"}\n')
+    with pytest.raises(UserError, match="a row without 'fold'"):
+        go(workspace, ["real"])
+
+
+def test_what_a_finished_training_was_recorded_with_stays(workspace, monkeypatch):
+    finish(workspace, "real", 8, 0.0)
+    before = read_rows(go(workspace, ["real"])["cases"])
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.collect.package_commit", lambda: "later")
+    assert read_rows(go(workspace, ["real"])["cases"]) == before
+
+
+def test_a_pool_case_that_is_gone_is_left_out_of_the_pictures(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    fill_pool(workspace, "paint")
+    shutil.rmtree(fold_folder(workspace, "paint") / "lgesynth_pool" / "cases")
+    assert "data:image/png" not in go(workspace)["report"].read_text()
+
+
+def test_a_generator_whose_judge_is_gone_is_named(workspace):
+    folder = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(
+        {"train": ["t0", "t1"], "val": [], "reward": {"checkpoint": "/gone.pth", "hash": "0"}}))
+    with pytest.raises(UserError, match=r"the judge that tuned it, /gone\.pth, is gone"):
+        go(workspace, ["lgesynth"], plan_only=True)
+
+
 def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     folder = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
     folder.mkdir(parents=True)
@@ -272,7 +320,10 @@ def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     (folder / "config.json").write_text(json.dumps({"val": []}))
     with pytest.raises(UserError, match="which cases"):
         go(workspace, ["lgesynth"], plan_only=True)
-    (folder / "config.json").write_text(json.dumps({"train": ["t0", "t1"], "val": []}))
+    judge = workspace / "judge.pth"
+    judge.touch()
+    (folder / "config.json").write_text(json.dumps(
+        {"train": ["t0", "t1"], "val": [], "reward": {"checkpoint": str(judge), "hash": "0"}}))
     lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
     assert [words(line)[1][3] for line in lines] == ["train"]
 

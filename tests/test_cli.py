@@ -200,12 +200,45 @@ def test_train_hands_everything_to_nnunet_and_finds_our_trainers(fold, monkeypat
     before = list(sys.argv)
     assert main(["train", "116", "2d", "all", "-tr", "nnUNetTrainerLGEPaint", "-device", "cpu",
                  "--epochs", "3", "--npz", "--c", "--seed", "0", "--probability", "0.25"]) == 0
-    assert seen["argv"] == ["116", "2d", "all", "-tr", "nnUNetTrainerLGEPaint", "-p", "nnUNetPlans",
-                            "-device", "cpu", "--npz", "--c"]
+    assert seen["argv"] == ["116", "2d", "all", "-tr", "nnUNetTrainerLGEPaint", "--npz", "--c",
+                            "-p", "nnUNetPlans", "-device", "cpu"]
     told = {n: seen["environment"][f"LGESYNTH_{n}"] for n in ("EPOCHS", "SEED", "PROBABILITY")}
     assert told == {"EPOCHS": "3", "SEED": "0", "PROBABILITY": "0.25"}
     assert Path(seen["environment"]["nnUNet_extTrainer"].split(os.pathsep)[-1]).is_dir()
     assert sys.argv == before
+
+
+def test_train_takes_nnunets_flags_in_any_order(fold, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nnunetv2.run.run_training.run_training_entry",
+                        lambda: seen.extend(sys.argv[1:]))
+    assert main(["train", "-num_gpus", "1", "116", "2d", "0", "-tr", "nnUNetTrainerLGEReal",
+                 "-pretrained_weights", "x.pth", "-device", "cpu"]) == 0
+    assert seen[:3] == ["116", "2d", "0"]
+    pairs = dict(zip(seen[3::2], seen[4::2]))
+    assert pairs == {"-tr": "nnUNetTrainerLGEReal", "-p": "nnUNetPlans", "-device": "cpu",
+                     "-num_gpus": "1", "-pretrained_weights": "x.pth"}
+
+
+def test_flags_that_a_stock_trainer_would_not_obey_are_refused(fold, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, "train", "116", "2d", "0", "-tr", "nnUNetTrainer", "--epochs", "3")
+    assert "--epochs: nnUNetTrainer has its own numbers" in said
+    said = refused(capsys, "benchmark", "-d", "116", "-o", "out", "--arms", "real", "nnUNetTrainer",
+                   "--epochs", "3", "-device", "cpu")
+    assert "--epochs: nnUNetTrainer has its own numbers" in said and not (tmp_path / "out").exists()
+    said = refused(capsys, "benchmark", "-d", "116", "-o", "out", "--arms", "real",
+                   "nnUNetTrainerTypo", "-device", "cpu")
+    assert "no trainer 'nnUNetTrainerTypo'" in said
+
+
+def test_a_broken_file_among_the_trainers_is_named(fold, capsys, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "aBroken.py").write_text("import no_such_module\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    said = refused(capsys, "train", "116", "2d", "0", "-tr", "nnUNetTrainerLGEReal", "-device",
+                   "cpu")
+    assert "does not import" in said and "no_such_module" in said and str(tmp_path) in said
 
 
 def test_a_missing_device_is_refused_before_nnunet_starts(fold, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_fold import tiny_case
-from tiny_nnunet import tiny_plans
+from tiny_nnunet import tiny_dataset_json, tiny_plans, write_tiny_model
 
 from nnunet_lgesynth import doctor
 from nnunet_lgesynth.dataset.case import Fold
@@ -51,9 +51,7 @@ def dataset(tmp_path, monkeypatch):
         folders[part].mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
     monkeypatch.delenv("LGESYNTH_GENERATOR", raising=False)
-    described = {"channel_names": {"0": "LGE"}, "file_ending": ".nii.gz", "numTraining": 4,
-                 "labels": {"background": 0, "cavity": 1, "wall": [2, 3, 4], "scar": [3, 4],
-                            "no_reflow": 4}, "regions_class_order": [1, 2, 3, 4]}
+    described = tiny_dataset_json(regions=True)
     plans = tiny_plans(dataset=NAME)
     plans["configurations"]["3d_fullres"] = {
         "data_identifier": "nnUNetPlans_3d", "patch_size": [8, 64, 64], "architecture": {}}
@@ -69,7 +67,7 @@ def dataset(tmp_path, monkeypatch):
     for number, case in enumerate(CASES):           # a and c are scarred
         fold.write(replace(tiny_case(number), identifier=case), cases)
     (cases / "format.b2nd").unlink()
-    _put(folders["results"] / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth", "")
+    write_tiny_model(tmp_path / "results", plans=plans, regions=True)
     _put(folders["results"] / "LGESynth_demo__nnUNetPlans__2d/fold_0/config.json",
          {"train": ["a", "b", "c"]})
     return folders
@@ -282,6 +280,15 @@ def test_missing_judge_and_generator_are_warnings_with_their_command(dataset):
     assert "nnUNetv2_train 116 2d 1" in only(check_dataset("judge", fold), "warning").remedy
     assert "lgesynth fit -d 116 -c 2d -f 1" in only(check_dataset("generator", fold),
                                                     "warning").remedy
+
+
+def test_a_judge_that_does_not_load_or_match_is_an_error(dataset):
+    folder = dataset["results"] / "nnUNetTrainer__nnUNetPlans__2d"
+    model = folder / "dataset.json"
+    model.write_text(model.read_text().replace("LGE", "cine"))
+    assert "['cine'] (here ['LGE'])" in only(check_dataset("judge"), "error").remedy
+    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"garbage")
+    assert "checkpoint_final.pth" in only(check_dataset("judge"), "error").message
 
 
 def test_generator_that_saw_validation_cases_is_an_error(dataset):

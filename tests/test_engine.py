@@ -42,10 +42,11 @@ def log():
 @pytest.fixture
 def start(fold, tmp_path, log):
     """A factory: what a trainer gets when its data loaders are made."""
-    def make(injection=INJECTION, rank=0, generator="paint"):
+    def make(injection=INJECTION, rank=0, generator="paint", fresh=False):
         training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
         return attach(generator, injection, fold.plans, "2d", 0, fold.dataset_json, fold.folder,
-                      training, list(fold.val), tmp_path / "fold_0", CPU, log.append, rank)
+                      training, list(fold.val), tmp_path / "fold_0", CPU, log.append, rank,
+                      fresh=fresh)
     return make
 
 
@@ -91,6 +92,28 @@ def test_rows_count_slices_and_unique_samples(start):
     after = engine.epoch_row(refill=False)
     assert after["patches"] == 10                       # an epoch's own, unique ones of all epochs
     assert after["unique_slices_served"] == row["unique_slices_served"]
+
+
+def test_a_new_training_starts_with_an_empty_pool_and_one_that_goes_on_keeps_it(start):
+    engine, _ = start()
+    engine.refill()
+    assert start()[0].counts()["pool_scarred_cases"] == 2
+    assert start(fresh=True, rank=1) and start()[0].counts()["pool_scarred_cases"] == 2
+    engine, dataset = start(fresh=True)
+    assert set(engine.counts().values()) == {0}
+    serve(dataset, 4)
+    assert engine.epoch_row(refill=False)["patches"] == 4
+
+
+def test_hearts_of_an_older_split_do_not_count(fold, tmp_path, log):
+    engine = engine_of(fold, tmp_path / "pool", log)
+    engine.refill()
+    sources = {r["source"] for r in read_manifest(engine.pool.folder)}
+    later = engine_of(replace(fold, train=tuple(set(fold.train) - sources) or ("case_01",)),
+                      tmp_path / "pool", log)
+    known = {r["source"] for r in later._records()}
+    assert sources and known <= set(later.fold.train)
+    assert sum(later.counts().values()) < sum(engine.counts().values())
 
 
 def test_the_pools_scars_are_shown_beside_the_real_ones(start):

@@ -86,6 +86,13 @@ def test_the_share_of_scar_free_cases_is_that_of_the_real_data_at_any_p(pool):
                 assert (labels[:] >= 3).any() == (identifier in SCARRED)
 
 
+def test_a_heart_that_is_no_training_case_any_more_is_not_served(pool):
+    assert kind_of(inject(pool), "case_00") == "scar"
+    dataset = inject(pool)
+    dataset.sources -= {"case_02"}                       # the scars' source
+    assert {kind_of(dataset, "case_00") for _ in range(10)} == {"real"} and dataset.ramp == 0
+
+
 def test_p_is_the_share_of_answers_from_the_pool_and_grows_with_it(pool):
     for full, expected in ((2, 0.6), (4, 0.3)):      # two scarred samples are there
         dataset = inject(pool, 0.6, full)

@@ -1,6 +1,7 @@
 """Laws of the trainers, in real nnU-Net trainings of two epochs of two iterations."""
 
 import ast
+import errno
 import json
 import os
 import pickle
@@ -111,6 +112,23 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     assert rows(again)[0] == found[0] and rows(again)[1] != found[1]
     assert rows(again)[1]["injected_fraction"] > 0          # the pool was kept
     assert read_manifest(pool) == before and text_log(again).count("pool is empty") == 1
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(fold, monkeypatch):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    trainer.initialize()
+    path = output(trainer) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+
+    def full(state, file):
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match="cannot be written") as error:
+        trainer.save_checkpoint(str(path))
+    assert error.value.filename == str(path) and error.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before and not list(output(trainer).glob("*.part"))
 
 
 def test_the_real_only_twin_makes_no_pool_and_logs_fraction_0(fold):

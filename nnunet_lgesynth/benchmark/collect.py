@@ -102,7 +102,7 @@ class Records:
         """Whether every case of the split is recorded for this training, and its summary is."""
         mine = training.key.items()
         found = {r["case"] for r in read_rows(self.cases)
-                 if r["split"] == split and mine <= r.items()}
+                 if r.get("split") == split and mine <= r.items()}
         return found >= set(cases) and any(mine <= r.items() for r in read_rows(self.trainings))
 
     def of(self, recipes: Iterable[tuple[str, Recipe]], folds: Iterable[int]
@@ -146,7 +146,11 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
 
 def merge_rows(path: Path, rows: Iterable[dict], key: Iterable[str]) -> list[dict]:
     """Put rows into a JSON-lines file, replacing those with the same key; returns all rows."""
-    merged = {tuple(r[k] for k in key): r for r in [*read_rows(path), *rows]}
+    try:
+        merged = {tuple(r[k] for k in key): r for r in [*read_rows(path), *rows]}
+    except KeyError as error:
+        raise UserError(f"{path} has a row without {error}; it is not a benchmark's, or an older "
+                        "version's: move it away.") from error
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text("".join(json.dumps(r) + "\n" for r in merged.values()))
     os.replace(partial, path)

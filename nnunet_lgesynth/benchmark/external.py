@@ -29,7 +29,9 @@ def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
 def predict_external(fold_folder: Path, images: Path, cases: list[str], out: Path, ending: str,
                      channels: int, device: str) -> Path:
     """Predict what is missing in `out` with one fold's final checkpoint; returns `out`."""
-    missing = [c for c in cases if not (out / f"{c}{ending}").is_file()]
+    trained = (fold_folder / "checkpoint_final.pth").stat().st_mtime
+    missing = [c for c in cases if not (path := out / f"{c}{ending}").is_file()
+               or path.stat().st_mtime < trained]
     if not missing:
         return out
     add_to_environment()      # the trainer class is looked up again

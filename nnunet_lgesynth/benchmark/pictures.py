@@ -36,7 +36,8 @@ def pool_pictures(trainings: Sequence[Training], folds: dict[int, Fold],
 
 def _sheet(training: Training, fold: Fold, path: Path) -> bool:
     pool = training.folder / "lgesynth_pool"
-    records = [r for r in read_manifest(pool) if r["kind"] == "scar" and r["slices"]]
+    records = [r for r in read_manifest(pool) if r["kind"] == "scar" and r["slices"]
+               and (pool / "cases" / f"{r['identifier']}.pkl").is_file()]
     if not records:
         return False
     from matplotlib.figure import Figure

@@ -19,12 +19,15 @@ from pathlib import Path
 from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 
-__all__ = ["ARMS", "Job", "Settings", "check_generators", "fold_generator", "injects", "is_done",
+__all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
+           "fold_generator", "injects", "is_done",
            "needs_generator", "plan", "training_job", "trainings"]
 
 ARMS = {"real": "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
         "lgesynth": "nnUNetTrainerLGESynth"}
+ADDABLE = ("images", "labels")
 STOCK = "nnUNetTrainer"
 DEFAULT_PLANS = "nnUNetPlans"
 
@@ -75,9 +78,12 @@ class Settings:
                       config_hash(PRESETS[self.preset]) if fitted else None)
 
     def fixed(self) -> dict:
-        """The settings that must stay the same for every run into one output folder."""
+        """The settings that must stay the same for every run into one output folder; those of
+        ADDABLE may be given later."""
         names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names},
+                **{name: None if (path := getattr(self, name)) is None else str(path)
+                   for name in ADDABLE}}
 
     def command(self) -> str:
         """The `lgesynth benchmark` command that these settings are."""
@@ -123,7 +129,9 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
             jobs.append(training_job(settings, training))
     for fold in settings.folds:
         waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
-        if waiting and not (fold_generator(settings, fold) / "config.json").is_file():
+        if waiting and (fold_generator(settings, fold) / "config.json").is_file():
+            _refuse_lost_judge(settings, fold)
+        elif waiting:
             jobs += _fit_jobs(settings, fold, folds[fold], {j.name for j in jobs})
     return sorted(jobs, key=lambda job: job.stage)
 
@@ -180,6 +188,14 @@ def fold_generator(settings: Settings, fold: int) -> Path:
                             settings.plans, settings.configuration, fold)
 
 
+def check_trainers(settings: Settings) -> None:
+    """Refuse an arm whose trainer nnU-Net does not find, or that would not obey the budget."""
+    add_to_environment()
+    budget = [f"--{name}" for name in ("epochs", "iterations") if getattr(settings, name)]
+    for arm in settings.arms:
+        find_trainer(settings.trainer(arm), budget)
+
+
 def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
     """Refuse a generator that was fitted on validation cases of the fold it is to serve."""
     if not any(needs_generator(settings.trainer(arm)) for arm in settings.arms):
@@ -207,10 +223,26 @@ def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
     return Training(arm, fold, seed, folder, recipe, settings.device)
 
 
+def _stock_fold(settings: Settings, fold: int) -> Path:
+    return (nnunet_path("nnUNet_results") / settings.dataset
+            / f"{STOCK}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+
+
+def _refuse_lost_judge(settings: Settings, fold: int) -> None:
+    """A fitted generator works only with the judge that tuned it."""
+    folder = fold_generator(settings, fold)
+    reward = json.loads((folder / "config.json").read_text()).get("reward")
+    places = [_stock_fold(settings, fold) / "checkpoint_final.pth"]
+    if reward is not None:
+        places.append(Path(reward["checkpoint"]))
+    if not any(path.is_file() for path in places):
+        raise UserError(f"{folder} cannot be used: the judge that tuned it, {places[-1]}, is gone; "
+                        "delete that folder, and the benchmark trains a judge and fits anew.")
+
+
 def _fit_jobs(settings: Settings, fold: int, opened: Fold, planned: set[str]) -> list[Job]:
     """The fit, and before it the real-only training that judges where neither is there yet."""
-    stock = (nnunet_path("nnUNet_results") / settings.dataset
-             / f"{STOCK}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+    stock = _stock_fold(settings, fold)
     reward, jobs = stock, []
     if not (stock / "checkpoint_final.pth").is_file():
         real = _training(settings, "real", fold, 0)

@@ -21,6 +21,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -38,9 +39,11 @@ from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
 from nnunet_lgesynth.benchmark.external import external_cases, predict_external
 from nnunet_lgesynth.benchmark.pictures import pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
+    ADDABLE,
     Job,
     Settings,
     check_generators,
+    check_trainers,
     injects,
     is_done,
     plan,
@@ -48,8 +51,8 @@ from nnunet_lgesynth.benchmark.plan import (
     trainings,
 )
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
-from nnunet_lgesynth.config import UserError, write_json
-from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.dataset.case import Fold
 
 __all__ = ["benchmark", "run", "run_jobs"]
 
@@ -79,6 +82,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         tuple(arms), tuple(folds), seeds, Path(out).resolve(), plans, preset, device, epochs,
         iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None)
+    check_trainers(settings)
     check_generators(settings, opened)
     test = _external(settings, opened)
     if plan_only:
@@ -89,14 +93,15 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
 def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
     test = _external(settings, folds)
-    _claim(settings)
+    _claim(settings, folds)
     records = Records.below(settings.out, settings.dataset)
 
     def record(training: Training) -> None:
         _record(records, training, folds[training.fold])
 
     for training in trainings(settings):
-        if is_done(training.folder, folds[training.fold]):
+        fold = folds[training.fold]
+        if is_done(training.folder, fold) and not records.holds(training, fold.val):
             record(training)
     run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record)
     check_generators(settings, folds)
@@ -105,7 +110,8 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     rows, summaries = records.of(((arm, settings.recipe(arm)) for arm in settings.arms),
                                  settings.folds)
     splits = ("validation", "external") if test else ("validation",)
-    cases = {split: [r for r in rows if r["split"] == split] for split in splits}
+    cases = {split: [r for r in rows if r["split"] == split and r["case"] in
+                     (test if split == "external" else folds[r["fold"]].val)] for split in splits}
     comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
     return _write(settings, folds, comparisons, cases, summaries)
 
@@ -157,19 +163,28 @@ def _run_job(job: Job, logs: Path) -> Job:
     return job
 
 
-def _claim(settings: Settings) -> None:
-    """Write the settings, or refuse a folder that holds a benchmark with other ones."""
-    settings.out.mkdir(parents=True, exist_ok=True)
+def _claim(settings: Settings, folds: dict[int, Fold]) -> None:
+    """Write the settings and splits, or refuse a folder that holds a benchmark with other ones."""
+    make_folder(settings.out)
     path = settings.out / "benchmark.json"
-    if not path.is_file():
-        write_json(path, {"settings": settings.fixed()})
-        return
-    before = json.loads(path.read_text())["settings"]
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in settings.fixed().items()
-               if before.get(k) != v]
+    fixed = settings.fixed()
+    splits = {f"split of fold {k}": sha256(json.dumps([f.train, f.val]).encode()).hexdigest()[:12]
+              for k, f in folds.items()}
+    before = _claimed(path) if path.is_file() else {}
+    changed = [f"{k} {before[k]} -> {v}" for k, v in {**fixed, **splits}.items()
+               if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
     if changed:
         raise UserError(f"{settings.out} holds a benchmark with other settings "
                         f"({', '.join(changed)}); choose another output folder with -o.")
+    write_json(path, {"settings": {**before, **fixed, **splits}})
+
+
+def _claimed(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())["settings"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); delete it, the rows beside it stay."
+                        ) from error
 
 
 def _refuse_idle(training: Training, summary: dict) -> dict:
@@ -183,8 +198,8 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
 
 def _record(records: Records, training: Training, fold: Fold) -> None:
     summary = _refuse_idle(training, training_summary(training))
-    labels = nnunet_path("nnUNet_raw") / training.recipe.dataset / "labelsTr"
-    records.add(collect_cases(training, training.predictions, labels, fold.val, fold.info.roles,
+    truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
+    records.add(collect_cases(training, training.predictions, truth, fold.val, fold.info.roles,
                               fold.dataset_json["file_ending"]), [summary])
 
 
@@ -197,6 +212,8 @@ def _record_external(settings: Settings, folds: dict[int, Fold], records: Record
         ending = fold.dataset_json["file_ending"]
         out = (settings.out / f"seed_{training.seed}" / "external" / training.arm
                / f"fold_{training.fold}")
+        if records.holds(training, test, "external"):
+            continue
         predict_external(training.folder, settings.images, test, out, ending,
                          len(fold.dataset_json["channel_names"]), settings.device)
         records.add(collect_cases(training, out, settings.labels, test, fold.info.roles, ending,
@@ -214,7 +231,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
              "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
     write_json(settings.out / "benchmark.json", {
-        "settings": settings.fixed(), "verdict": sentences,
+        "settings": _claimed(settings.out / "benchmark.json"), "verdict": sentences,
         "commands": commands, "machine": _machine(settings.device), "versions": _versions()})
     (settings.out / "report.md").write_text("\n\n".join(
         f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"

@@ -12,7 +12,7 @@ Gradients reach the images and never the weights.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,6 +77,11 @@ class Segmenter:
         network = network.requires_grad_(False).eval().to(device)
         return cls(network, plans, dataset_json, configuration, fold_of(folder, state), source,
                    hash_weights(weights), device)
+
+    def to(self, device: str | torch.device) -> Segmenter:
+        """The same segmenter on another device."""
+        device = torch.device(device)
+        return replace(self, network=self.network.to(device), device=device)
 
     @cached_property
     def labels(self) -> tuple[int, ...]:

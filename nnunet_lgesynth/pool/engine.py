@@ -1,13 +1,15 @@
 """Keeps the pool growing while nnU-Net trains: a refill between two epochs, in the main process.
 
-The engine owns the generator, the judge and the pool of one training. It starts with whatever the
-pool holds (nothing, at first), so training begins real-only and the injection probability grows
-with the pool. The painter works without a judge; the inpainter uses the one it was tuned with.
+The engine owns the generator, the judge and the pool of one training. It starts with what the pool
+holds (nothing, unless the training goes on after an interruption), so training begins real-only and
+the injection probability grows with the pool. The painter works without a judge; the inpainter uses
+the one it was tuned with.
 When nnU-Net trains on several GPUs, rank 0 fills the pool and the other ranks only read it.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -37,16 +39,20 @@ MAX_DRAFTS_PER_CASE = 5     # a refill that is always refused ends, and the log 
 
 def attach(generator: str, injection: InjectionConfig, plans: dict, configuration: str, fold,
            dataset_json: dict, preprocessed: Path, training, validation_identifiers: Sequence[str],
-           output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0
+           output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0,
+           qc: QCConfig | None = None, fresh: bool = False
            ) -> tuple[Engine | None, InjectedDataset]:
     """What a trainer needs when its data loaders are made: the engine (rank 0 only, else None), and
-    the training set that answers from the pool."""
+    the training set that answers from the pool. `fresh`: a new training, not one that goes on, so
+    the pool of an earlier one in the same folder is dropped."""
     opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
                               training.identifiers, validation_identifiers)
     painter, judge = load_generator(generator, opened, device if rank == 0
                                     else torch.device("cpu"))
     folder = output / POOL_FOLDER
-    engine = Engine(opened, painter, judge, injection, folder, log) if rank == 0 else None
+    if fresh and rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    engine = Engine(opened, painter, judge, injection, folder, log, qc) if rank == 0 else None
     if engine is not None and not engine.counts()["pool_scarred_cases"]:
         log("WARNING: the pool is empty; training starts real-only and the injection "
             "probability grows with the pool.")
@@ -61,12 +67,12 @@ class Engine:
     """Pool, generator and judge of one running training."""
 
     def __init__(self, fold: Fold, generator, judge, injection: InjectionConfig, folder: Path,
-                 log: Callable[[str], None]):
+                 log: Callable[[str], None], qc: QCConfig | None = None):
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.log = injection, log
         self.prior, self.hearts = prepare(fold, injection.prior)
         self.pool = Pool(folder, fold)
-        self.qc = QCConfig()
+        self.qc = qc or QCConfig()
         self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
         self._before = read_usage(folder)
         self._stuck = False
@@ -153,7 +159,7 @@ class Engine:
 
     def _records(self) -> list[dict]:
         return [r for r in read_manifest(self.pool.folder)
-                if r["generator"] == self.generator.hash]
+                if r["generator"] == self.generator.hash and r["source"] in self.fold.train]
 
     def counts(self) -> dict:
         """Size of the pool as this generator fills it."""

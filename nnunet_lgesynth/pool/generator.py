@@ -36,8 +36,8 @@ def load_generator(name: str, fold: Fold, device: torch.device):
     told = config["reward"]
     if told is not None and judge.hash != told["hash"]:
         raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
-                        f"tuned by (weights {told['hash']}): it was trained anew; fit again: "
-                        f"{_fit_command(fold)}")
+                        f"tuned by (weights {told['hash']}): it was trained anew; delete {folder} "
+                        f"and run: {_fit_command(fold)} --preset {_preset(folder)}")
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
     return Inpainter.load(folder, device), judge
@@ -57,7 +57,7 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     reward = Path(reward) if reward else default_reward_folder(
         results, opened.dataset, plans, configuration, fold)
     target = usable_device(device)
-    judge = Segmenter.load_fold(reward, target)
+    judge = Segmenter.load_fold(reward, "cpu")      # `fit` takes it to the process's own device
     judge.check_matches(opened.plans, configuration, opened.dataset_json, fold)
     prepare(opened, InjectionConfig().prior)      # refuses cases that hold nothing to learn from
     _require_writable(folder)
@@ -112,6 +112,10 @@ def find_inpainter(fold: Fold) -> Path:
 def _fit_command(fold: Fold) -> str:
     return (f"lgesynth fit -d {fold.dataset} -c {fold.configuration} -f {fold.fold} "
             f"-p {fold.plans_name}")
+
+
+def _preset(folder: Path) -> str:
+    return folder.parent.name.removeprefix("LGESynth_").partition("__")[0]
 
 
 def _read_config(folder: Path) -> dict:

@@ -48,6 +48,7 @@ class InjectedDataset:
         self.scarred, self.generator = scarred, generator
         self.probability, self.full, self.seed = probability, full, seed
         self.identifiers = dataset.identifiers
+        self.sources = frozenset(dataset.identifiers)   # an older split's may be validated on now
         self.source_folder = dataset.source_folder
         self._forget()
 
@@ -105,7 +106,7 @@ class InjectedDataset:
             return
         self._stamp, self._records = stamp, {}
         for number, record in enumerate(read_manifest(self.pool)):
-            if record["generator"] == self.generator:
+            if record["generator"] == self.generator and record["source"] in self.sources:
                 self._records.setdefault(record["kind"], []).append((number, record))
 
     def _watched(self, data, number: int, record: dict) -> _Watched:

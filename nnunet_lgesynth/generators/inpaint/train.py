@@ -103,6 +103,7 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     identity = {"config": dataclasses.asdict(config), "train": list(fold.train),
                 "reward": None if reward is None else
                 {"checkpoint": str(reward.source), "hash": reward.hash}}
+    reward = reward and reward.to(accelerator.device)
     state = _read_state(folder, identity)
     torch.manual_seed(config.seed)
     networks = build(config).to(accelerator.device)
