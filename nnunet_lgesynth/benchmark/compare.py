@@ -23,8 +23,8 @@ from nnunet_lgesynth.benchmark.arms import PER_PATIENT, Arm, run_of
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS
 from nnunet_lgesynth.config import QCConfig, UserError
 
-__all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "reference_of",
-           "training_rows", "verdict"]
+__all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "number_row",
+           "reference_of", "training_rows", "verdict"]
 
 REFERENCE = "real"
 PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auroc": "slice AUROC"}
@@ -117,18 +117,15 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
     rows = []
     for arm, group in by_arm.items():
         about = _about(arm, group, context)
-        fractions = [s["injected_fraction"] for s in group if s["injected_fraction"] is not None]
-        if fractions:
-            rows.append(_row(about, "injected_fraction", np.mean(fractions), n=len(fractions)))
-        for name in LIKENESS:
+        for name in ("injected_fraction", *LIKENESS):
             values = [s[name] for s in group if s.get(name) is not None]
             if values:
                 unit = "normalised intensity" if name.endswith("contrast") else None
-                rows.append(_row(about, name, np.mean(values), n=len(values), unit=unit))
+                rows.append(number_row(about, name, np.mean(values), n=len(values), unit=unit))
         drafted = sum(s["drafted"] or 0 for s in group)
         if drafted:
             accepted = sum(s["accepted"] or 0 for s in group)
-            rows.append(_row(about, "qc_pass_own", accepted / drafted, n=drafted))
+            rows.append(number_row(about, "qc_pass_own", accepted / drafted, n=drafted))
     return rows
 
 
@@ -171,11 +168,11 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
         else:
             value, n = arm.points[metric].mean(), len(arm.cases)
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
-        rows.append(_row(about, metric, value, *bounds, n=n))
+        rows.append(number_row(about, metric, value, *bounds, n=n))
         spread = per_run.std(ddof=1) if per_run.size > 1 else np.nan
-        rows.append(_row(about, f"{metric}_seed_std", spread, n=per_run.size))
+        rows.append(number_row(about, f"{metric}_seed_std", spread, n=per_run.size))
     for count in COUNTS:
-        rows.append(_row(about, count, arm.points[count].mean(), n=len(arm.cases),
+        rows.append(number_row(about, count, arm.points[count].mean(), n=len(arm.cases),
                          unit="patients, mean over seeds"))
     return rows
 
@@ -185,7 +182,7 @@ def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
     the quality control asks of samples; it bounds what a generator can be held to."""
     found = [overlap for row in rows for _, overlap in row.get("scar_slices", [])]
     passed = np.mean(np.array(found) >= QCConfig().min_dice) if found else np.nan
-    return [_row(about, "qc_pass_real", passed, n=len(found))]
+    return [number_row(about, "qc_pass_real", passed, n=len(found))]
 
 
 def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: str, about: dict,
@@ -206,8 +203,8 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             value, bounds, p, count = _mean_difference(values[n:] - values[:n], resamples)
         else:
             value, bounds, p, count = _run_difference(arm, metric, n, resamples)
-        found.append(_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
-        found.append(_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
+        found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
+        found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
     return found
 
 
@@ -244,8 +241,10 @@ def _about(arm: str, rows: list[dict], context: dict) -> dict:
             "preset": rows[0]["preset"]}
 
 
-def _row(about: dict, metric: str, value: float, low: float | None = None,
-         high: float | None = None, *, n: int, unit: str | None = None) -> dict:
+def number_row(about: dict, metric: str, value: float, low: float | None = None,
+               high: float | None = None, *, n: int, unit: str | None = None) -> dict:
+    """One number as every file in benchmarks/results holds it; `about` has the fields that say
+    where it comes from."""
     base = metric.split("_diff_vs_")[0].removesuffix("_seed_std")
     numbers = {"value": _number(value), "low": _number(low), "high": _number(high), "n": int(n)}
     return {"benchmark": about["benchmark"], "arm": about["arm"], "metric": metric, **numbers,

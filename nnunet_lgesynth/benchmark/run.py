@@ -54,7 +54,7 @@ from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_repor
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 
-__all__ = ["benchmark", "run", "run_jobs"]
+__all__ = ["benchmark", "machine", "run", "run_jobs", "versions"]
 
 
 def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
@@ -232,7 +232,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
     write_json(paths["results"], rows)
     write_json(settings.out / "benchmark.json", {
         "settings": _claimed(settings.out / "benchmark.json"), "verdict": sentences,
-        "commands": commands, "machine": _machine(settings.device), "versions": _versions()})
+        "commands": commands, "machine": machine(settings.device), "versions": versions()})
     (settings.out / "report.md").write_text("\n\n".join(
         f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"
         for split, c in comparisons.items()))
@@ -240,7 +240,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
         f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
         [r for group in cases.values() for r in group if not r["arm"].endswith(FILTERED)],
-        summaries, commands, _versions(), _machine(settings.device), context["date"],
+        summaries, commands, versions(), machine(settings.device), context["date"],
         pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
                       settings.out / "pictures")))
     return {"verdict": sentences[0], "sentences": sentences, "rows": rows, **paths}
@@ -248,8 +248,8 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
 
 def _context(settings: Settings, split: str) -> dict:
     return {"benchmark": "arms", "dataset": settings.dataset,
-            "split": _split_name(settings, split), "device": _machine(settings.device),
-            "command": settings.command(), "versions": _versions(),
+            "split": _split_name(settings, split), "device": machine(settings.device),
+            "command": settings.command(), "versions": versions(),
             "date": date.today().isoformat()}
 
 
@@ -258,7 +258,8 @@ def _split_name(settings: Settings, split: str) -> str:
     return f"{split}, fold{'s' * (len(settings.folds) > 1)} {folds}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the plugin (with its commit), Python and what numbers depend on."""
     names = ("nnunetv2", "torch", "diffusers", "transformers", "numpy", "scipy")
     found = {"nnunet_lgesynth": package_commit(), "python": platform.python_version()}
     for name in names:
@@ -269,7 +270,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine(device: str) -> str:
+def machine(device: str) -> str:
+    """One line on where numbers were measured."""
     text = f"{device}, {os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
     if device == "cuda":
         import torch

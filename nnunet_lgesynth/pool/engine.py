@@ -134,7 +134,7 @@ class Engine:
         usage, before = read_usage(self.pool.folder), self._before
         self._before = usage
         patches, injected = usage.patches - before.patches, usage.injected - before.injected
-        counts = self.counts()
+        counts = {**self.counts(),}
         ramp = min(1.0, counts["pool_scarred_cases"] / self.injection.pool_cases)
         self._forget_counts()
         if refill and counts["pool_scarred_cases"] < self.injection.pool_cases:
@@ -147,7 +147,7 @@ class Engine:
                 "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
                 "drafted_healthy": self.drafted["healthy"],
                 "accepted_healthy": self.accepted["healthy"],
-                "seconds_synthesis": round(self.seconds, 3), **self.likeness()}
+                "seconds_synthesis": round(self.seconds, 3)}
 
     def likeness(self) -> dict:
         """Means over the pool's scarred cases beside those over the training fold's real scars."""
