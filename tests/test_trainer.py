@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def fold(tmp_path, monkeypatch):
+def fold(tmp_path, monkeypatch, request):
+    """A tiny fold to train on; with the parameter "regions" its labels are overlapping regions."""
     enter_nnunet(monkeypatch, tmp_path)
     monkeypatch.setenv(VARIABLE, str(trainers_folder()))
     monkeypatch.setenv("LGESYNTH_EPOCHS", "2")
@@ -37,7 +38,7 @@ def fold(tmp_path, monkeypatch):
     monkeypatch.setattr(stock.MetaLogger, "plot_progress_png", lambda *_: None)   # seconds each
     monkeypatch.setattr(LGESynthTrainer, "injection",
                         InjectionConfig(probability=1.0, pool_cases=2, cases_per_refill=2))
-    return write_tiny_training(tmp_path)
+    return write_tiny_training(tmp_path, regions=getattr(request, "param", None) == "regions")
 
 
 def trainer_of(fold, name: str, continued=False, fold_number=0, plans="nnUNetPlans"):
@@ -227,6 +228,17 @@ def test_residual_encoder_plans_and_fold_all_train(fold):
     trainer.run_training()
     assert output(trainer).name == "fold_all" and rows(trainer)[1]["injected_fraction"] > 0
     assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+
+
+@pytest.mark.parametrize("fold", ["regions"], indirect=True)
+def test_region_based_training_is_injected(fold):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer.run_training()
+    assert trainer.label_manager.has_regions and rows(trainer)[1]["injected_fraction"] > 0
+    name = read_manifest(output(trainer) / "lgesynth_pool")[0]["identifier"]
+    cases = fold.cases_folder(output(trainer) / "lgesynth_pool" / "cases")
+    assert (3, 4) in cases.load_case(name)[3]["class_locations"]
+    assert all(torch.isfinite(w).all() for w in weights(trainer))
 
 
 def test_3d_configurations_are_refused(fold):

@@ -43,9 +43,10 @@ def tiny_case(number: int, *, shape=SHAPE) -> Case:
                 {"spacing": list(SPACING), "shape_before_cropping": shape}, SPACING)
 
 
-def write_tiny_fold(folder, *, cases: int = 6, fold: int = 0, shape=SHAPE) -> Fold:
+def write_tiny_fold(folder, *, cases: int = 6, fold: int = 0, shape=SHAPE,
+                    regions: bool = False) -> Fold:
     """Write `cases` preprocessed cases below `folder`; the last two are the validation cases."""
-    plans, dataset_json = tiny_plans(), tiny_dataset_json()
+    plans, dataset_json = tiny_plans(), tiny_dataset_json(regions=regions)
     base = Path(folder) / "nnUNet_preprocessed" / plans["dataset_name"]
     data = base / plans["configurations"]["2d"]["data_identifier"]
     data.mkdir(parents=True)

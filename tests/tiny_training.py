@@ -33,10 +33,10 @@ def enter_nnunet(monkeypatch, folder) -> None:
         monkeypatch.delenv(f"LGESYNTH_{name}", raising=False)
 
 
-def write_tiny_training(folder, *, cases: int = 6) -> Fold:
+def write_tiny_training(folder, *, cases: int = 6, regions: bool = False) -> Fold:
     """A fold below `folder`/nnUNet_preprocessed, complete enough to train and to validate."""
     plans = tiny_plans(stages=3)                   # two give deep supervision a weight of 0 / 0
-    fold = replace(write_tiny_fold(folder, cases=cases), plans=plans)
+    fold = replace(write_tiny_fold(folder, cases=cases, regions=regions), plans=plans)
     base = fold.folder.parent
     (base / "gt_segmentations").mkdir()
     for identifier in (*fold.train, *fold.val):
