@@ -22,6 +22,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
+from nnunet_lgesynth.discovery import package_commit
 
 __all__ = ["LGESynthTrainer"]
 
@@ -96,6 +97,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def on_train_start(self):
         super().on_train_start()
+        self._commit = package_commit()
         if self.local_rank == 0:
             _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
 
@@ -104,7 +106,7 @@ class LGESynthTrainer(nnUNetTrainer):
         if self.local_rank != 0:
             return
         row = {"epoch": self.current_epoch - 1, "probability": 0.0, "patches": None,
-               "injected_patches": 0, "injected_fraction": 0.0}
+               "injected_patches": 0, "injected_fraction": 0.0, "commit": self._commit}
         if self.engine is not None:
             last = self.current_epoch >= self.num_epochs
             row.update(self.engine.epoch_row(refill=not last))

@@ -14,12 +14,12 @@ from nnunet_lgesynth.benchmark.collect import (
     Training,
     collect_cases,
     merge_rows,
-    package_commit,
     read_rows,
     training_summary,
 )
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.discovery import package_commit
 
 ROLES = Roles(cavity=1, myocardium=2, scar=3, no_reflow=4)
 RECIPE = Recipe("Dataset900_Toy", "2d", "nnUNetPlans", "nnUNetTrainerLGEPaint", 3, 2)
@@ -63,6 +63,8 @@ def test_rows_hold_what_the_files_hold(training):
         (0, 1, 3, "cpu")}
     assert rows["paint", "a"]["config_hash"] != rows["paint+filter", "a"]["config_hash"]
     assert package_commit() == rows["paint", "a"]["commit"]
+    (training.folder / "lgesynth.jsonl").write_text(json.dumps(epoch(0, 0, 0, commit="then")))
+    assert {r["commit"] for r in rows_of(training)} == {"then"}      # of what trained
     json.dumps(rows["paint", "b"], allow_nan=False)
 
 
@@ -133,7 +135,9 @@ def test_injected_fraction_is_read_after_warm_up_and_a_resumed_epoch_counts_once
     assert summary["injected_fraction_last"] == 0.6
     assert summary["injected_fraction_all"] == pytest.approx((0 + 0.1 + 0.4 + 0.6) / 4)
     assert (summary["epochs"], summary["drafted"], summary["accepted"]) == (4, 40, 16)
-    assert summary["qc_pass_own"] == pytest.approx(0.4)
+    assert summary["qc_pass_own"] is None                # no judge saw the painter's samples
+    fitted = replace(training, recipe=replace(RECIPE, preset="demo"))
+    assert training_summary(fitted)["qc_pass_own"] == pytest.approx(0.4)
     assert summary["pool_burden"] is None
     (training.folder / "lgesynth.jsonl").write_text(json.dumps(
         epoch(0, 0.5, 0.4, pool_burden=0.2, real_burden=0.21)) + "\n")

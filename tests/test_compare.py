@@ -189,10 +189,13 @@ def test_the_interval_covers_the_mean_of_a_normal_sample():
 
 def test_training_rows_and_missing_reference():
     summary = {"arm": "paint", "seed": 0, "preset": None, "injected_fraction": 0.3,
-               "drafted": 10, "accepted": 4, "pool_burden": 0.2, "real_burden": None}
+               "drafted": 10, "accepted": 4, "qc_pass_own": 0.4, "pool_burden": 0.2,
+               "real_burden": None}
     rows = training_rows([summary, {**summary, "seed": 1, "injected_fraction": 0.5}], CONTEXT)
     assert [(r["metric"], r["value"], r["n"]) for r in rows] == [
         ("injected_fraction", 0.4, 2), ("pool_burden", 0.2, 2), ("qc_pass_own", 0.4, 20)]
+    unjudged = training_rows([{**summary, "qc_pass_own": None}], CONTEXT)
+    assert "qc_pass_own" not in {r["metric"] for r in unjudged}
     assert verdict(rows)[0].startswith("No comparison")
     with pytest.raises(UserError):
         compare([], CONTEXT)

@@ -85,7 +85,7 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     assert found[0]["injected_fraction"] == 0 and found[1]["injected_fraction"] > 0
     assert found[1]["probability"] == 1 and found[1]["patches"] == 4
     expected = {"pool_scarred_cases", "pool_healthy_cases", "pool_scarred_slices", "drafted",
-                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served"}
+                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served", "commit"}
     assert all(expected <= set(r) for r in found)
     log = text_log(trainer)
     assert log.count("LGE synthesis: injected fraction") == 2

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-import nnunet_lgesynth
 from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
 from nnunet_lgesynth.config import UserError, config_hash
 from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.discovery import package_commit
 
 __all__ = ["FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
-           "package_commit", "read_rows", "training_summary"]
+           "read_rows", "training_summary"]
 
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
@@ -127,7 +126,7 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     split : "validation" or "external".
     """
     raw, filtered = [], []
-    about = {"dataset": training.recipe.dataset, "split": split, "commit": package_commit(),
+    about = {"dataset": training.recipe.dataset, "split": split, "commit": _commit(training),
              "preset": training.recipe.preset, "epochs": training.recipe.epochs,
              "iterations": training.recipe.iterations, "device": training.device,
              "date": date.today().isoformat()}
@@ -165,25 +164,11 @@ def training_summary(training: Training) -> dict:
     """
     log = _epochs(training.folder / "lgesynth.jsonl")
     summary = {**training.key, "trainer": training.recipe.trainer, "preset": training.recipe.preset,
-               "epochs": len(log) or None, **_injection(log), **_drafts(log),
+               "epochs": len(log) or None, **_injection(log),
+               **_drafts(log, judged=training.recipe.preset is not None),
                "minutes": _total(log, "seconds_epoch", 1 / 60),
                **{name: log[-1].get(name) if log else None for name in LIKENESS}}
     return {**summary, **_pool(training.folder / "lgesynth_pool" / "manifest.jsonl")}
-
-
-def package_commit() -> str:
-    """The version, and the git commit where the package is run from its own checkout."""
-    version = nnunet_lgesynth.__version__
-    root = Path(nnunet_lgesynth.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return version
-    try:
-        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty",
-                               "--exclude=*"], capture_output=True, text=True, check=False)
-    except OSError:
-        return version
-    commit = done.stdout.strip()
-    return f"{version}+g{commit}" if done.returncode == 0 and commit else version
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -235,10 +220,17 @@ def _injection(log: list[dict]) -> dict:
             "unique_cases": log[-1].get("unique_cases_served")}
 
 
-def _drafts(log: list[dict]) -> dict:
+def _commit(training: Training) -> str:
+    """Of the package that trained, where its log tells, else of this one."""
+    log = _epochs(training.folder / "lgesynth.jsonl")
+    return (log[-1].get("commit") if log else None) or package_commit()
+
+
+def _drafts(log: list[dict], judged: bool) -> dict:
+    """Drafts and, where a judge saw them, their pass rate: the painter's checks alone are none."""
     drafted, accepted = _total(log, "drafted"), _total(log, "accepted")
     return {"drafted": drafted, "accepted": accepted,
-            "qc_pass_own": (accepted or 0) / drafted if drafted else None,
+            "qc_pass_own": (accepted or 0) / drafted if drafted and judged else None,
             "seconds_synthesis": _total(log, "seconds_synthesis")}
 
 

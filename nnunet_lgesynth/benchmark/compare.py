@@ -122,9 +122,9 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
             if values:
                 unit = "normalised intensity" if name.endswith("contrast") else None
                 rows.append(number_row(about, name, np.mean(values), n=len(values), unit=unit))
-        drafted = sum(s["drafted"] or 0 for s in group)
-        if drafted:
-            accepted = sum(s["accepted"] or 0 for s in group)
+        judged = [s for s in group if s.get("qc_pass_own") is not None]
+        if judged:
+            drafted, accepted = (sum(s[k] for s in judged) for k in ("drafted", "accepted"))
             rows.append(number_row(about, "qc_pass_own", accepted / drafted, n=drafted))
     return rows
 

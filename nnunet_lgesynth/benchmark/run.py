@@ -32,7 +32,6 @@ from nnunet_lgesynth.benchmark.collect import (
     Records,
     Training,
     collect_cases,
-    package_commit,
     training_summary,
 )
 from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
@@ -53,6 +52,7 @@ from nnunet_lgesynth.benchmark.plan import (
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.discovery import package_commit
 
 __all__ = ["benchmark", "machine", "run", "run_jobs", "versions"]
 
