@@ -123,6 +123,7 @@ def test_the_pools_scars_are_shown_beside_the_real_ones(start):
     engine.refill()
     found = engine.likeness()
     kept = [r for r in read_manifest(engine.pool.folder) if r["kind"] == "scar"]
+    assert found.items() <= engine.epoch_row(refill=False).items()
     for name in ("burden", "slice_share", "contrast"):
         assert found[f"real_{name}"] == empty[f"real_{name}"]
         assert found[f"pool_{name}"] == pytest.approx(

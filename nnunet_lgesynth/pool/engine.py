@@ -134,7 +134,7 @@ class Engine:
         usage, before = read_usage(self.pool.folder), self._before
         self._before = usage
         patches, injected = usage.patches - before.patches, usage.injected - before.injected
-        counts = {**self.counts(),}
+        counts = {**self.counts(), **self.likeness()}
         ramp = min(1.0, counts["pool_scarred_cases"] / self.injection.pool_cases)
         self._forget_counts()
         if refill and counts["pool_scarred_cases"] < self.injection.pool_cases:
