@@ -31,7 +31,12 @@ from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.judge.qc import dice
-from nnunet_lgesynth.pool.generator import find_inpainter, load_generator, usable_device
+from nnunet_lgesynth.pool.generator import (
+    find_inpainter,
+    load_generator,
+    preset_of,
+    usable_device,
+)
 from nnunet_lgesynth.pool.synthesize import prepare, synthesize
 
 SEED = 7
@@ -54,7 +59,7 @@ def main() -> None:
     arms = {"paint": Painter()}
     for scale in arguments.guidance:
         arms[f"lgesynth, guidance {scale:g}"] = _guided(inpainter, scale)
-    preset = find_inpainter(fold).parent.name.removeprefix("LGESynth_").partition("__")[0]
+    preset = preset_of(find_inpainter(fold))
     for arm, generator in arms.items():
         mine = {**about, "arm": arm, "preset": None if arm == "paint" else preset}
         rows += _rows(mine, generator, fold, prior, hearts, judge, arguments.lesions)

@@ -19,7 +19,8 @@ from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
-__all__ = ["find_inpainter", "fit_generator", "load_generator", "usable_device"]
+__all__ = ["find_inpainter", "fit_generator", "load_generator", "preset_of",
+           "usable_device"]
 
 
 def load_generator(name: str, fold: Fold, device: torch.device):
@@ -37,7 +38,7 @@ def load_generator(name: str, fold: Fold, device: torch.device):
     if told is not None and judge.hash != told["hash"]:
         raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
                         f"tuned by (weights {told['hash']}): it was trained anew; delete {folder} "
-                        f"and run: {_fit_command(fold)} --preset {_preset(folder)}")
+                        f"and run: {_fit_command(fold)} --preset {preset_of(folder)}")
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
     return Inpainter.load(folder, device), judge
@@ -114,7 +115,8 @@ def _fit_command(fold: Fold) -> str:
             f"-p {fold.plans_name}")
 
 
-def _preset(folder: Path) -> str:
+def preset_of(folder: Path) -> str:
+    """The preset of a generator, from the name of its fold folder's parent."""
     return folder.parent.name.removeprefix("LGESynth_").partition("__")[0]
 
 
