@@ -264,6 +264,10 @@ def _train(arguments) -> int:
             sys.argv += [f"-{flag}", value]
     try:
         run_training_entry()
+    except SystemExit as stop:
+        if isinstance(stop.__cause__, UserError):    # the trainer has logged it, see there
+            raise stop.__cause__ from None
+        raise
     finally:
         sys.argv = before
     return 0

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from time import time
 
@@ -40,6 +41,11 @@ class LGESynthTrainer(nnUNetTrainer):
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):  # noqa: B008 (nnU-Net's signature)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        with self._in_one_sentence():
+            self._obey_environment()
+        self.engine = None
+
+    def _obey_environment(self) -> None:
         epochs = environment_number("LGESYNTH_EPOCHS", int, 1)
         iterations = environment_number("LGESYNTH_ITERATIONS", int, 1)
         probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
@@ -54,11 +60,24 @@ class LGESynthTrainer(nnUNetTrainer):
             self.injection = dataclasses.replace(self.injection, probability=probability)
         if self.seed is not None:
             self.injection = dataclasses.replace(self.injection, seed=self.seed)
-        self.engine = None
+
+    @contextmanager
+    def _in_one_sentence(self):
+        """A user's mistake ends the process with its sentence and exit code 2: raised further,
+        `nnUNetv2_train` would show a traceback."""
+        try:
+            yield
+        except UserError as error:
+            self.print_to_log_file(f"ERROR: {error}")
+            raise SystemExit(2) from error
 
     @property
     def injects(self) -> bool:
         return self.generator is not None and self.injection.probability > 0
+
+    def run_training(self):
+        with self._in_one_sentence():
+            super().run_training()
 
     def initialize(self):
         if self.seed is not None and not self.was_initialized:

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import pickle
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,14 @@ def rows(trainer) -> list[dict]:
 
 def text_log(trainer) -> str:
     return "".join(p.read_text() for p in sorted(output(trainer).glob("training_log*.txt")))
+
+
+@contextmanager
+def refusal():
+    """How a user's mistake ends `nnUNetv2_train`: exit code 2, no traceback; the cause is kept."""
+    with pytest.raises(SystemExit) as stopped:
+        yield stopped
+    assert stopped.value.code == 2 and isinstance(stopped.value.__cause__, UserError)
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -151,8 +161,10 @@ def test_probability_0_is_real_only_and_says_so(fold, monkeypatch):
 
 def test_without_a_generator_the_command_that_fits_one_is_named(fold):
     trainer = trainer_of(fold, "nnUNetTrainerLGESynth")
-    with pytest.raises(UserError, match=r"No generator is fitted.*run: lgesynth fit -d "):
+    with refusal() as refused:
         trainer.run_training()
+    said = r"No generator is fitted.*run: lgesynth fit -d "
+    assert re.search(said, str(refused.value.__cause__)) and re.search(said, text_log(trainer))
     assert not (output(trainer) / "lgesynth_pool").exists()
 
 
@@ -215,8 +227,9 @@ def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkey
     ("PROBABILITY", "-0.1"), ("PROBABILITY", "1.1"), ("PROBABILITY", "nan")])
 def test_numbers_from_the_environment_are_checked(fold, monkeypatch, name, value):
     monkeypatch.setenv(f"LGESYNTH_{name}", value)
-    with pytest.raises(UserError, match=f"LGESYNTH_{name}|probability"):
+    with refusal() as refused:
         trainer_of(fold, "nnUNetTrainerLGEPaint")
+    assert re.search(f"LGESYNTH_{name}|probability", str(refused.value.__cause__))
 
 
 def test_residual_encoder_plans_and_fold_all_train(fold):
