@@ -146,7 +146,7 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     #         name       nets    crop              steps of vae, unet, controlnet, reward
     FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,
               unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
-              sampler_steps=6, save_every=100),
+              sampler_steps=4, save_every=100),
     FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1500, unet_steps=1200,
               controlnet_steps=2200, reward_steps=80),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
