@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from nnunet_lgesynth.benchmark.compare import interval, number_row
-from nnunet_lgesynth.benchmark.run import machine, versions
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.paint import Painter
@@ -38,6 +37,7 @@ from nnunet_lgesynth.pool.generator import (
     usable_device,
 )
 from nnunet_lgesynth.pool.synthesize import prepare, synthesize
+from nnunet_lgesynth.provenance import machine, versions
 
 SEED = 7
 RESAMPLES = 2000

@@ -20,7 +20,8 @@ from nnunet_lgesynth.config import PRESETS, UserError
 
 __all__ = ["main"]
 
-USER_ERRNO = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
+USER_ERRNO = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.EFBIG,
+              errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig", "UserError",
-           "config_hash", "from_dict", "generator_folder", "make_folder", "write_json"]
+           "config_hash", "from_dict", "generator_folder", "make_folder", "write_json",
+           "write_text"]
 
 
 class UserError(ValueError):
@@ -190,15 +191,20 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def write_json(path: str | Path, value) -> None:
-    """Write JSON so that a reader sees the old or the new file, never a part of it."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new one, never a part of it."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def generator_folder(results: str | Path, dataset: str, preset: str, plans: str,

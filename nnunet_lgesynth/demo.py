@@ -87,5 +87,5 @@ def _run(out: Path, name: str, *command: str) -> None:
     with open(log, "w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise UserError(f"The demo's step '{name}' failed ({last[0]}); see {log}")

@@ -10,17 +10,15 @@ from __future__ import annotations
 import ast
 import io
 import os
-import subprocess
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
-from nnunet_lgesynth import __version__
 from nnunet_lgesynth.config import InjectionConfig, UserError
 
 __all__ = ["VARIABLE", "add_to_environment", "find_trainer", "in_environment", "list_trainers",
-           "package_commit", "trainers_folder"]
+           "trainers_folder"]
 
 VARIABLE = "nnUNet_extTrainer"
 
@@ -58,21 +56,6 @@ def add_to_environment() -> None:
     if not in_environment():
         entries = [e for e in os.environ.get(VARIABLE, "").split(os.pathsep) if e.strip()]
         os.environ[VARIABLE] = os.pathsep.join([*entries, str(trainers_folder())])
-
-
-def package_commit() -> str:
-    """The version, and the git commit where the package is run from its own checkout."""
-    version = __version__
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return version
-    try:
-        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty",
-                               "--exclude=*"], capture_output=True, text=True, check=False)
-    except OSError:
-        return version
-    commit = done.stdout.strip()
-    return f"{version}+g{commit}" if done.returncode == 0 and commit else version
 
 
 def find_trainer(name: str, ours_only: Sequence[str] = ()) -> type:

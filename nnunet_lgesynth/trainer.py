@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
-from nnunet_lgesynth.discovery import package_commit
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_text
+from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
 
@@ -87,10 +87,12 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net does, but in one rename: a disk that is full costs no earlier checkpoint."""
+        if self.local_rank != 0:         # nnU-Net calls it on every rank, one writes
+            return
         partial = Path(f"{filename}.part")
         try:
             super().save_checkpoint(str(partial))
-            if partial.is_file():        # rank 0, checkpointing not disabled
+            if partial.is_file():        # unless checkpointing is disabled
                 os.replace(partial, filename)
         except RuntimeError as error:    # how torch reports it
             raise OSError(errno.ENOSPC, f"cannot be written ({error})", filename) from error
@@ -116,7 +118,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def on_train_start(self):
         super().on_train_start()
-        self._commit = package_commit()
+        self._origin = {"device": machine(self.device.type), "versions": versions()}
         if self.local_rank == 0:
             _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
 
@@ -125,7 +127,7 @@ class LGESynthTrainer(nnUNetTrainer):
         if self.local_rank != 0:
             return
         row = {"epoch": self.current_epoch - 1, "probability": 0.0, "patches": None,
-               "injected_patches": 0, "injected_fraction": 0.0, "commit": self._commit}
+               "injected_patches": 0, "injected_fraction": 0.0, **self._origin}
         if self.engine is not None:
             last = self.current_epoch >= self.num_epochs
             row.update(self.engine.epoch_row(refill=not last))
@@ -151,9 +153,7 @@ def _drop_rows_from(path: Path, epoch: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def environment_number(name: str, kind: type, minimum: float):

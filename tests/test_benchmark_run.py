@@ -146,7 +146,7 @@ def go(workspace, arms=("real", "paint"), **more):
 
 def words(line: str) -> tuple[dict[str, str], list[str]]:
     """Variables and arguments of a plan line."""
-    parts = shlex.split(line)
+    parts = shlex.split(line, comments=True)
     variables = [p for p in parts if "=" in p and not p.startswith("-")]
     return dict(p.split("=", 1) for p in variables), parts[len(variables):]
 
@@ -155,6 +155,7 @@ def test_the_plan_lists_missing_jobs_in_an_order_that_can_run(workspace):
     lines = go(workspace, ["real", "lgesynth", "paint"], seeds=2, plan_only=True)["plan"]
     jobs = [words(line) for line in lines]
     assert [argv[3] for _, argv in jobs] == ["train"] * 4 + ["fit"] + ["train"] * 2
+    assert [line[-1] for line in lines] == list("0000122") and "  # stage 0" in lines[0]
     assert not (workspace / "out").exists()
     fit_env, fit = jobs[4]
     assert fit_env == {"nnUNet_results": str(workspace / "nnUNet_results")}
@@ -263,6 +264,18 @@ def test_other_settings_need_another_folder(workspace):
         go(workspace, ["real"], epochs=3)
 
 
+def test_a_mistyped_number_claims_no_folder(workspace, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.run.run_jobs", lambda *_: 1 / 0)
+    for epochs in (20, 2):          # nothing was trained with the first
+        with pytest.raises(ZeroDivisionError):
+            go(workspace, ["real"], epochs=epochs)
+    claimed = json.loads((workspace / "out" / "benchmark.json").read_text())["settings"]
+    assert claimed["epochs"] == 2
+    finish(workspace, "real", 8, 0.0)
+    with pytest.raises(UserError, match=r"epochs 2 -> 3"):
+        go(workspace, ["real"], epochs=3, plan_only=True)
+
+
 def test_another_split_needs_another_folder(workspace):
     finish(workspace, "real", 8, 0.0)
     go(workspace, ["real"])
@@ -290,7 +303,8 @@ def test_a_damaged_or_blocked_folder_is_named(workspace):
 def test_what_a_finished_training_was_recorded_with_stays(workspace, monkeypatch):
     finish(workspace, "real", 8, 0.0)
     before = read_rows(go(workspace, ["real"])["cases"])
-    monkeypatch.setattr("nnunet_lgesynth.benchmark.collect.package_commit", lambda: "later")
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.collect.versions",
+                        lambda: {"nnunet_lgesynth": "later"})
     assert read_rows(go(workspace, ["real"])["cases"]) == before
 
 
@@ -339,7 +353,8 @@ def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(wo
 
 @pytest.mark.parametrize("change, message", [
     ({"arms": ["reel"]}, "Unknown arm"), ({"arms": ["real", "real"]}, "twice"),
-    ({"seeds": 0}, "one seed"), ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels")])
+    ({"seeds": 0}, "one seed"), ({"epochs": 0}, "--epochs must"), ({"iterations": 0}, "--iter"),
+    ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels")])
 def test_contradictions_are_named(workspace, change, message):
     with pytest.raises(UserError, match=message):
         go(workspace, change.pop("arms", ["real"]), plan_only=True, **change)

@@ -19,7 +19,7 @@ from nnunet_lgesynth.benchmark.collect import (
 )
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import Roles
-from nnunet_lgesynth.discovery import package_commit
+from nnunet_lgesynth.provenance import machine, package_commit, versions
 
 ROLES = Roles(cavity=1, myocardium=2, scar=3, no_reflow=4)
 RECIPE = Recipe("Dataset900_Toy", "2d", "nnUNetPlans", "nnUNetTrainerLGEPaint", 3, 2)
@@ -60,11 +60,14 @@ def test_rows_hold_what_the_files_hold(training):
     assert rows["paint+filter", "b"]["dice"] == 1.0     # 1 % of the wall is below the bound
     assert rows["paint+filter", "a"]["dice"] == 1.0
     assert {(r["fold"], r["seed"], r["epochs"], r["device"]) for r in rows.values()} == {
-        (0, 1, 3, "cpu")}
+        (0, 1, 3, machine("cpu"))}
     assert rows["paint", "a"]["config_hash"] != rows["paint+filter", "a"]["config_hash"]
     assert package_commit() == rows["paint", "a"]["commit"]
-    (training.folder / "lgesynth.jsonl").write_text(json.dumps(epoch(0, 0, 0, commit="then")))
-    assert {r["commit"] for r in rows_of(training)} == {"then"}      # of what trained
+    assert rows["paint", "a"]["versions"] == versions()
+    then = {"device": "elsewhere", "versions": {"nnunet_lgesynth": "then", "torch": "1"}}
+    (training.folder / "lgesynth.jsonl").write_text(json.dumps(epoch(0, 0, 0, **then)))
+    assert all(then.items() <= r.items() and r["commit"] == "then"       # of what trained
+               for r in [*rows_of(training), training_summary(training)])
     json.dumps(rows["paint", "b"], allow_nan=False)
 
 
@@ -143,7 +146,7 @@ def test_injected_fraction_is_read_after_warm_up_and_a_resumed_epoch_counts_once
         epoch(0, 0.5, 0.4, pool_burden=0.2, real_burden=0.21)) + "\n")
     again = training_summary(training)
     assert (again["pool_burden"], again["real_burden"], again["pool_contrast"]) == (0.2, 0.21, None)
-    assert summary["unique_slices"] == 3 and summary["minutes"] == pytest.approx(4)
+    assert summary["unique_slices"] == 3 and summary["minutes"] == pytest.approx(4 * 62 / 60)
 
 
 def test_manifest_gives_pass_counts_and_reasons(training):

@@ -16,8 +16,8 @@ from nnunet_lgesynth.benchmark.compare import (
 from nnunet_lgesynth.benchmark.metrics import aggregate
 from nnunet_lgesynth.config import UserError
 
-CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0", "device": "cpu",
-           "command": "lgesynth benchmark", "versions": {"python": "3"}, "date": "2026-01-01"}
+CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",
+           "command": "lgesynth benchmark"}
 KEYS = ["benchmark", "arm", "metric", "value", "low", "high", "n", "unit", "dataset", "split",
         "device", "seeds", "preset", "command", "versions", "date"]
 
@@ -199,3 +199,15 @@ def test_training_rows_and_missing_reference():
     assert verdict(rows)[0].startswith("No comparison")
     with pytest.raises(UserError):
         compare([], CONTEXT)
+
+
+def test_numbers_come_with_the_device_versions_and_date_of_their_own_rows():
+    trained = {"real": {"device": "gpu", "versions": {"torch": "2.14"}, "date": "2026-02-01"},
+               "paint": {"device": "cpu", "versions": {"torch": "2.15"}, "date": "2026-01-01"}}
+    found = compare([{**r, **trained[r["arm"]]} for r in cohort(0.1)], CONTEXT, 30)
+    for arm, origin in trained.items():
+        assert origin.items() <= number(found, arm, "dice_tp").items()
+    both = {"device": "cpu, gpu", "versions": {"torch": "2.14, 2.15"}, "date": "2026-02-01"}
+    assert both.items() <= number(found, "paint", "dice_tp_diff_vs_real").items()
+    untold = compare(cohort(0.1), CONTEXT, 30)
+    assert {r["device"] for r in untold.rows} == {"unknown"}

@@ -11,8 +11,8 @@ from matplotlib.image import imsave
 from nnunet_lgesynth.benchmark.compare import compare
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
 
-CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0", "device": "cpu",
-           "command": "lgesynth benchmark", "versions": {"python": "3"}, "date": "2026-01-01"}
+CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",
+           "command": "lgesynth benchmark"}
 
 
 def case_rows():

@@ -95,7 +95,8 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     assert found[0]["injected_fraction"] == 0 and found[1]["injected_fraction"] > 0
     assert found[1]["probability"] == 1 and found[1]["patches"] == 4
     expected = {"pool_scarred_cases", "pool_healthy_cases", "pool_scarred_slices", "drafted",
-                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served", "commit"}
+                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served", "device",
+                "versions"}
     assert all(expected <= set(r) for r in found)
     log = text_log(trainer)
     assert log.count("LGE synthesis: injected fraction") == 2
@@ -140,6 +141,15 @@ def test_a_full_disk_costs_no_earlier_checkpoint(fold, monkeypatch):
         trainer.save_checkpoint(str(path))
     assert error.value.filename == str(path) and error.value.errno == errno.ENOSPC
     assert path.read_bytes() == before and not list(output(trainer).glob("*.part"))
+
+
+def test_on_several_gpus_one_rank_writes_checkpoints(fold):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    partial = output(trainer) / "checkpoint_latest.pth.part"
+    partial.write_bytes(b"half, by rank 0")
+    trainer.local_rank = 1
+    trainer.save_checkpoint(str(output(trainer) / "checkpoint_latest.pth"))
+    assert partial.is_file() and not (output(trainer) / "checkpoint_latest.pth").exists()
 
 
 def test_the_real_only_twin_makes_no_pool_and_logs_fraction_0(fold):

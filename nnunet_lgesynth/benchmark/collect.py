@@ -9,7 +9,6 @@ Both live in JSON-lines files beside the trainings and outlive them, see `Record
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ import SimpleITK as sitk
 
 from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
-from nnunet_lgesynth.config import UserError, config_hash
+from nnunet_lgesynth.config import UserError, config_hash, write_text
 from nnunet_lgesynth.dataset.roles import Roles
-from nnunet_lgesynth.discovery import package_commit
+from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
-           "read_rows", "training_summary"]
+           "origin_of", "read_rows", "training_summary"]
 
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
@@ -126,10 +125,9 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     split : "validation" or "external".
     """
     raw, filtered = [], []
-    about = {"dataset": training.recipe.dataset, "split": split, "commit": _commit(training),
+    about = {"dataset": training.recipe.dataset, "split": split,
              "preset": training.recipe.preset, "epochs": training.recipe.epochs,
-             "iterations": training.recipe.iterations, "device": training.device,
-             "date": date.today().isoformat()}
+             "iterations": training.recipe.iterations, **_origin(training)}
     for case in cases:
         truth, spacing = _read_labels(labels / f"{case}{ending}")
         prediction, _ = _read_labels(predictions / f"{case}{ending}")
@@ -150,9 +148,7 @@ def merge_rows(path: Path, rows: Iterable[dict], key: Iterable[str]) -> list[dic
     except KeyError as error:
         raise UserError(f"{path} has a row without {error}; it is not a benchmark's, or an older "
                         "version's: move it away.") from error
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text("".join(json.dumps(r) + "\n" for r in merged.values()))
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in merged.values()))
     return list(merged.values())
 
 
@@ -164,9 +160,9 @@ def training_summary(training: Training) -> dict:
     """
     log = _epochs(training.folder / "lgesynth.jsonl")
     summary = {**training.key, "trainer": training.recipe.trainer, "preset": training.recipe.preset,
-               "epochs": len(log) or None, **_injection(log),
+               "epochs": len(log) or None, **_origin(training), **_injection(log),
                **_drafts(log, judged=training.recipe.preset is not None),
-               "minutes": _total(log, "seconds_epoch", 1 / 60),
+               "minutes": _minutes(log),
                **{name: log[-1].get(name) if log else None for name in LIKENESS}}
     return {**summary, **_pool(training.folder / "lgesynth_pool" / "manifest.jsonl")}
 
@@ -220,10 +216,27 @@ def _injection(log: list[dict]) -> dict:
             "unique_cases": log[-1].get("unique_cases_served")}
 
 
-def _commit(training: Training) -> str:
-    """Of the package that trained, where its log tells, else of this one."""
+def _origin(training: Training) -> dict:
+    """Device and versions that trained, where the training's log tells, else of this process."""
     log = _epochs(training.folder / "lgesynth.jsonl")
-    return (log[-1].get("commit") if log else None) or package_commit()
+    told = log[-1] if log and "versions" in log[-1] else {
+        "device": machine(training.device), "versions": versions()}
+    return {"commit": told["versions"]["nnunet_lgesynth"], "device": told["device"],
+            "versions": told["versions"], "date": date.today().isoformat()}
+
+
+def origin_of(rows: Iterable[dict]) -> dict:
+    """Device, versions and (last) date of recorded rows; where they differ, all of them."""
+    rows = list(rows)
+
+    def all_of(values) -> str:
+        return ", ".join(sorted({str(v or "unknown") for v in values}))
+
+    told = [r.get("versions") or {} for r in rows]
+    return {"device": all_of(r.get("device") for r in rows),
+            "versions": {name: all_of(t.get(name) for t in told)
+                         for name in dict.fromkeys(n for t in told for n in t)},
+            "date": max((r.get("date") or "" for r in rows), default="")}
 
 
 def _drafts(log: list[dict], judged: bool) -> dict:
@@ -234,9 +247,15 @@ def _drafts(log: list[dict], judged: bool) -> dict:
             "seconds_synthesis": _total(log, "seconds_synthesis")}
 
 
-def _total(log: list[dict], name: str, factor: float = 1.0) -> float | None:
+def _minutes(log: list[dict]) -> float | None:
+    """Epochs and, between them, synthesis."""
+    epochs = _total(log, "seconds_epoch")
+    return None if epochs is None else (epochs + (_total(log, "seconds_synthesis") or 0)) / 60
+
+
+def _total(log: list[dict], name: str) -> float | None:
     values = [r[name] for r in log if r.get(name) is not None]
-    return sum(values) * factor if values else None
+    return sum(values) if values else None
 
 
 def _pool(manifest: Path) -> dict:

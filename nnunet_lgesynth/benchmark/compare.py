@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from nnunet_lgesynth.benchmark.arms import PER_PATIENT, Arm, run_of
-from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS
+from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
 from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "number_row",
@@ -51,7 +51,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     Parameters
     ----------
     cases : per-case rows (`collect.collect_cases`) of one split.
-    context : every number row's benchmark, dataset, split, device, command, versions, date.
+    context : every number row's benchmark, dataset, split and command; device, versions and date
+        are those of the rows a number is made of.
     resamples : of the bootstrap, and of the permutation test where it is not exhaustive.
     """
     by_arm: dict[str, list[dict]] = {}
@@ -70,7 +71,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
             rows += _real_pass_rows(arm_rows, about)
         reference = reference_of(name)
         if name != reference and reference in by_arm:
-            rows += _difference_rows(arm_rows, by_arm[reference], reference, about, resamples)
+            both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
+            rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples)
     return Comparison(rows, patients, verdict(rows))
 
 
@@ -237,7 +239,7 @@ def _last_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _about(arm: str, rows: list[dict], context: dict) -> dict:
-    return {**context, "arm": arm, "seeds": sorted({r["seed"] for r in rows}),
+    return {**context, **origin_of(rows), "arm": arm, "seeds": sorted({r["seed"] for r in rows}),
             "preset": rows[0]["preset"]}
 
 

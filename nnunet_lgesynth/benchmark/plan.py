@@ -63,6 +63,9 @@ class Settings:
         if self.seeds < 1 or not self.folds:
             raise UserError(f"At least one seed and one fold are needed, not {self.seeds} and "
                             f"{len(self.folds)}.")
+        for name in ("epochs", "iterations"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, not {value}.")
         if self.preset not in PRESETS:
             raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
         if (self.images is None) != (self.labels is None):
@@ -111,6 +114,10 @@ class Job:
         """The job for a shell, variables in front."""
         prefix = [f"{k}={shlex.quote(v)}" for k, v in self.env.items()]
         return " ".join([*prefix, shlex.join(self.argv)])
+
+    def staged_line(self) -> str:
+        """The same, its end told to the reader: all of a stage must have ended before the next."""
+        return f"{self.line()}  # stage {self.stage}"
 
 
 def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = ()) -> list[Job]:

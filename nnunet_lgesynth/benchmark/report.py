@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from html import escape
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.compare import PRIMARY, Comparison, reference_of
+from nnunet_lgesynth.config import write_text
 
 __all__ = ["Report", "markdown_table", "write_report"]
 
@@ -88,9 +88,7 @@ def write_report(path: str | Path, report: Report) -> Path:
             f'<meta name="viewport" content="width=device-width,initial-scale=1">'
             f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>"
             f"<body>{''.join(parts)}</body></html>\n")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

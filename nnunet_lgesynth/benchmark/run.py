@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import date
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,6 +29,7 @@ from nnunet_lgesynth.benchmark.collect import (
     Records,
     Training,
     collect_cases,
+    origin_of,
     training_summary,
 )
 from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
@@ -52,9 +50,8 @@ from nnunet_lgesynth.benchmark.plan import (
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.discovery import package_commit
 
-__all__ = ["benchmark", "machine", "run", "run_jobs", "versions"]
+__all__ = ["benchmark", "run", "run_jobs"]
 
 
 def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
@@ -86,7 +83,8 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     check_generators(settings, opened)
     test = _external(settings, opened)
     if plan_only:
-        return {"plan": [job.line() for job in plan(settings, opened, test)]}
+        _claim(settings, opened, write=False)
+        return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
     return run(settings, opened, jobs)
 
 
@@ -163,9 +161,10 @@ def _run_job(job: Job, logs: Path) -> Job:
     return job
 
 
-def _claim(settings: Settings, folds: dict[int, Fold]) -> None:
+def _claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
     """Write the settings and splits, or refuse a folder that holds a benchmark with other ones."""
-    make_folder(settings.out)
+    if write:
+        make_folder(settings.out)
     path = settings.out / "benchmark.json"
     fixed = settings.fixed()
     splits = {f"split of fold {k}": sha256(json.dumps([f.train, f.val]).encode()).hexdigest()[:12]
@@ -173,10 +172,18 @@ def _claim(settings: Settings, folds: dict[int, Fold]) -> None:
     before = _claimed(path) if path.is_file() else {}
     changed = [f"{k} {before[k]} -> {v}" for k, v in {**fixed, **splits}.items()
                if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
-    if changed:
+    if changed and _holds_results(settings):
         raise UserError(f"{settings.out} holds a benchmark with other settings "
                         f"({', '.join(changed)}); choose another output folder with -o.")
-    write_json(path, {"settings": {**before, **fixed, **splits}})
+    if write:
+        write_json(path, {"settings": {**before, **fixed, **splits}})
+
+
+def _holds_results(settings: Settings) -> bool:
+    """Whether anything was trained or recorded that other settings would mix with."""
+    records = Records.below(settings.out, settings.dataset)
+    return (any(path.is_file() for path in (records.cases, records.trainings))
+            or any(settings.out.glob("seed_*/nnUNet_results/*/*/fold_*/checkpoint_*.pth")))
 
 
 def _claimed(path: Path) -> dict:
@@ -225,6 +232,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
     context = _context(settings, "validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = comparisons["validation"].verdict
+    origin = origin_of(summaries)
     commands = [settings.command(), *(training_job(settings, t).line()
                                       for t in trainings(settings))]
     paths = {"results": settings.out / "results.json", "report": settings.out / "report.html",
@@ -232,7 +240,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
     write_json(paths["results"], rows)
     write_json(settings.out / "benchmark.json", {
         "settings": _claimed(settings.out / "benchmark.json"), "verdict": sentences,
-        "commands": commands, "machine": machine(settings.device), "versions": versions()})
+        "commands": commands, **origin})
     (settings.out / "report.md").write_text("\n\n".join(
         f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"
         for split, c in comparisons.items()))
@@ -240,7 +248,7 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
         f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
         [r for group in cases.values() for r in group if not r["arm"].endswith(FILTERED)],
-        summaries, commands, versions(), machine(settings.device), context["date"],
+        summaries, commands, origin["versions"], origin["device"], origin["date"],
         pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
                       settings.out / "pictures")))
     return {"verdict": sentences[0], "sentences": sentences, "rows": rows, **paths}
@@ -248,33 +256,9 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
 
 def _context(settings: Settings, split: str) -> dict:
     return {"benchmark": "arms", "dataset": settings.dataset,
-            "split": _split_name(settings, split), "device": machine(settings.device),
-            "command": settings.command(), "versions": versions(),
-            "date": date.today().isoformat()}
+            "split": _split_name(settings, split), "command": settings.command()}
 
 
 def _split_name(settings: Settings, split: str) -> str:
     folds = "+".join(map(str, settings.folds))
     return f"{split}, fold{'s' * (len(settings.folds) > 1)} {folds}"
-
-
-def versions() -> dict[str, str]:
-    """Of the plugin (with its commit), Python and what numbers depend on."""
-    names = ("nnunetv2", "torch", "diffusers", "transformers", "numpy", "scipy")
-    found = {"nnunet_lgesynth": package_commit(), "python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(device: str) -> str:
-    """One line on where numbers were measured."""
-    text = f"{device}, {os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
-    if device == "cuda":
-        import torch
-
-        text += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return text
