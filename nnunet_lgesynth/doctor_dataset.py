@@ -203,11 +203,14 @@ def _judge(target: Target):
     judge = Segmenter.load_fold(folder, "cpu")       # what is wrong with it is a `UserError`
     if _can_open(target):
         fold = Fold.open(target.name, target.configuration, target.fold, target.plans)
-        judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+        judge.check_fold(fold)
     yield "ok", f"The judge is {judge.source}."
 
 
 def _generator(target: Target):
+    from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.pool.generator import judge_of
+
     pattern = generator_folder("", target.name, "*", target.plans, target.configuration,
                                target.fold)
     results = target.folder("nnUNet_results").parent
@@ -218,18 +221,17 @@ def _generator(target: Target):
     if not fitted:
         yield ("warning", f"No generator is fitted for fold {target.fold}; only "
                "nnUNetTrainerLGEPaint injects scars without one.", refit)
-    split = _split(target) or {"train": [], "val": []}
+    if not _can_open(target):
+        return                      # `plans` or `splits` reports that
+    fold = Fold.open(target.name, target.configuration, target.fold, target.plans)
     for folder in fitted:
-        config = _read_json(folder / "config.json", refit)
-        if "train" not in config:
-            yield "error", f"{folder}/config.json does not say which cases it was fitted on.", refit
-            continue
-        leaked = sorted(set(config["train"]) & set(split["val"]) - set(split["train"]))
-        if leaked:
-            yield ("error", f"{folder} was fitted on {len(leaked)} validation cases of fold "
-                   f"{target.fold} (first: {leaked[0]}).", refit)
+        try:
+            judge = judge_of(folder, fold, "cpu")
+        except UserError as error:
+            yield "error", f"{error}", refit
         else:
-            yield "ok", f"{folder} saw no validation case of fold {target.fold}."
+            yield ("ok", f"{folder} saw no validation case of fold {target.fold}; its judge is "
+                   f"{judge.source}.")
 
 
 DATASET_CHECKS = {"labels": _labels, "plans": _plans, "splits": _splits, "hearts": _hearts,

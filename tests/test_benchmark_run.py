@@ -4,6 +4,7 @@ The trainings are written by hand (predictions, summary, log, a real pool); the 
 the report, and the external predictions with a random network, are the real code.
 """
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -20,9 +21,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.plan import ARMS, Job
 from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
-from nnunet_lgesynth.config import UserError, generator_folder
+from nnunet_lgesynth.config import PRESETS, UserError, generator_folder
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
+from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.store import Pool
 
 NAME, SPLIT = "Dataset900_Toy", {"train": ["t0", "t1"], "val": ["v0", "v1", "v2", "v3"]}
@@ -123,6 +125,20 @@ def finish(workspace, arm: str, shift: int, fraction: float, seed: int = 0) -> N
     rows = [{"epoch": e, "probability": 0.5, "injected_fraction": fraction, "drafted": 8,
              "accepted": 2, "unique_cases_served": 3, "seconds_epoch": 1.0} for e in range(2)]
     (folder / "lgesynth.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n")
+
+
+def write_network(folder):
+    """A random network as a finished training's checkpoint; returns the file."""
+    plans = PlansManager(PLANS)
+    network = nnUNetTrainer.build_network_architecture(
+        plans, plans.get_configuration("2d"), 1, 5, enable_deep_supervision=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+                "init_args": {"configuration": "2d", "fold": 0},
+                "inference_allowed_mirroring_axes": None}, folder / "checkpoint_final.pth")
+    (folder.parent / "plans.json").write_text(json.dumps(PLANS))
+    (folder.parent / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    return folder / "checkpoint_final.pth"
 
 
 def fill_pool(workspace, arm: str) -> None:
@@ -316,30 +332,44 @@ def test_a_pool_case_that_is_gone_is_left_out_of_the_pictures(workspace):
     assert "data:image/png" not in go(workspace)["report"].read_text()
 
 
-def test_a_generator_whose_judge_is_gone_is_named(workspace):
+def write_generator(workspace, train=("t0", "t1"), config=None, **more):
+    """config.json of a generator of the preset "demo", as `fit` leaves it."""
     folder = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**dataclasses.asdict(PRESETS["demo"]), **(config or {})}
     (folder / "config.json").write_text(json.dumps(
-        {"train": ["t0", "t1"], "val": [], "reward": {"checkpoint": "/gone.pth", "hash": "0"}}))
-    with pytest.raises(UserError, match=r"the judge that tuned it, /gone\.pth, is gone"):
+        {"train": list(train), "val": [], "config": config, "reward": None, **more}))
+    return folder
+
+
+def test_a_generator_whose_judge_is_gone_or_another_one_is_named(workspace):
+    told = {"checkpoint": str(workspace / "gone.pth"), "hash": "0"}
+    write_generator(workspace, reward=told)
+    with pytest.raises(UserError, match=r"the judge that tuned it, .*gone\.pth, is gone"):
         go(workspace, ["lgesynth"], plan_only=True)
+    judge = write_network(fold_folder(workspace, "real"))
+    write_generator(workspace, reward={**told, "checkpoint": str(judge)})
+    with pytest.raises(UserError, match="it was trained anew"):
+        go(workspace, ["lgesynth"], plan_only=True)
+    write_generator(workspace, reward={"checkpoint": str(judge), "hash": Segmenter.load_fold(
+        judge.parent, "cpu").hash})
+    lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
+    assert [words(line)[1][3] for line in lines] == ["train"]
 
 
 def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
-    folder = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"train": ["t0", "v1"], "val": []}))
+    folder = write_generator(workspace, train=["t0", "v1"])
     with pytest.raises(UserError, match=r"1 validation cases of fold 0 \(first: v1\)"):
         go(workspace, ["real", "lgesynth"], plan_only=True)
     (folder / "config.json").write_text(json.dumps({"val": []}))
     with pytest.raises(UserError, match="which cases"):
         go(workspace, ["lgesynth"], plan_only=True)
-    judge = workspace / "judge.pth"
-    judge.touch()
-    (folder / "config.json").write_text(json.dumps(
-        {"train": ["t0", "t1"], "val": [], "reward": {"checkpoint": str(judge), "hash": "0"}}))
-    lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
-    assert [words(line)[1][3] for line in lines] == ["train"]
+
+
+def test_a_generator_of_other_settings_is_not_recorded_as_the_preset(workspace):
+    write_generator(workspace, config={"crop_pixels": 32, "text_encoder": "bert"})
+    with pytest.raises(UserError, match="crop_pixels 32, not 48; text_encoder bert, not None"):
+        go(workspace, ["lgesynth"], plan_only=True)
 
 
 def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(workspace):
@@ -377,15 +407,7 @@ def test_a_failing_job_stops_the_run_and_its_log_is_named(tmp_path, monkeypatch)
 
 def test_external_images_are_predicted_by_the_trained_network_and_scored(workspace):
     finish(workspace, "real", 8, 0.0)
-    folder = fold_folder(workspace, "real")
-    plans = PlansManager(PLANS)
-    network = nnUNetTrainer.build_network_architecture(
-        plans, plans.get_configuration("2d"), 1, 5, enable_deep_supervision=False)
-    torch.save({"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
-                "init_args": {"configuration": "2d"}, "inference_allowed_mirroring_axes": None},
-               folder / "checkpoint_final.pth")
-    (folder.parent / "plans.json").write_text(json.dumps(PLANS))
-    (folder.parent / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    write_network(fold_folder(workspace, "real"))
     images, labels = workspace / "images", workspace / "labels"
     for case in ("e0", "e1"):
         write_image(images / f"{case}_0000.nii.gz",

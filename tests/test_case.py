@@ -245,6 +245,13 @@ def test_a_patient_in_training_and_validation_is_refused(world):
         Fold.open(117, "2d", 0)
 
 
+@pytest.mark.parametrize("splits", [{}, [], [{"train": ["Case_1"]}], ["Case_1"]])
+def test_a_split_of_another_form_is_refused(world, splits):
+    (world.make().parent / "splits_final.json").write_text(json.dumps(splits))
+    with pytest.raises(UserError, match=r"splits_final\.json must be a list of folds"):
+        Fold.open(117, "2d", 0)
+
+
 def test_too_few_cases_for_a_split_are_named(world):
     folder = world.make()
     (folder.parent / "splits_final.json").unlink()

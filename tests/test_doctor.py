@@ -19,6 +19,7 @@ from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 from nnunet_lgesynth.discovery import VARIABLE, trainers_folder
 from nnunet_lgesynth.doctor_dataset import DATASET_CHECKS, Target
+from nnunet_lgesynth.judge.segmenter import Segmenter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "Dataset116_Hearts"
@@ -69,7 +70,7 @@ def dataset(tmp_path, monkeypatch):
     (cases / "format.b2nd").unlink()
     write_tiny_model(tmp_path / "results", plans=plans, regions=True)
     _put(folders["results"] / "LGESynth_demo__nnUNetPlans__2d/fold_0/config.json",
-         {"train": ["a", "b", "c"]})
+         {"train": ["a", "b", "c"], "reward": None})
     return folders
 
 
@@ -293,10 +294,21 @@ def test_a_judge_that_does_not_load_or_match_is_an_error(dataset):
 
 def test_generator_that_saw_validation_cases_is_an_error(dataset):
     config = dataset["results"] / "LGESynth_demo__nnUNetPlans__2d/fold_0/config.json"
-    _put(config, {"train": ["a", "d"]})
+    _put(config, {"train": ["a", "d"], "reward": None})
     assert "first: d" in only(check_dataset("generator"), "error").message
     _put(config, {})
     only(check_dataset("generator"), "error")
+
+
+def test_generator_whose_judge_was_trained_anew_is_an_error(dataset):
+    judge = dataset["results"] / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth"
+    config = dataset["results"] / "LGESynth_demo__nnUNetPlans__2d/fold_0/config.json"
+    told = {"train": ["a"], "reward": {"checkpoint": str(judge), "hash": "another"}}
+    _put(config, told)
+    assert "it was trained anew" in only(check_dataset("generator"), "error").message
+    told["reward"]["hash"] = Segmenter.load_fold(judge.parent, "cpu").hash
+    _put(config, told)
+    assert str(judge) in only(check_dataset("generator"), "ok").message
 
 
 def test_told_generator_is_the_one_examined(dataset, monkeypatch, tmp_path):

@@ -109,6 +109,9 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
     assert fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu",
                          dry_run=True) == generator_folder(results, DATASET, "tiny", "nnUNetPlans",
                                                            "2d", 0)
+    with pytest.raises(UserError, match="Text encoder '/nowhere' cannot be loaded"):
+        fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(text_encoder="/nowhere"), None,
+                      "cpu", dry_run=True)
     assert not list(results.glob("*/LGESynth*"))
     folder = fit_generator("116", "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu")
     told = json.loads((folder / "config.json").read_text())

@@ -55,6 +55,12 @@ def test_too_little_scar_is_no_record(heart):
     assert measured(h) is None
 
 
+def test_no_reflow_alone_tells_no_contrast_of_infarct(heart):
+    h = heart(scar=(1.0, 2.0, 0.8))
+    h.labels[h.labels == 3] = 4
+    assert measure_scar(h.labels, h.image, h.anatomy, h.roles) is None
+
+
 def test_dataset_without_no_reflow(heart):
     h = heart(scar=(1.0, 2.5, 0.6))
     record = measure_scar(h.labels, h.image, h.anatomy, Roles(1, 2, 3))

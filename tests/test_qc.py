@@ -97,6 +97,9 @@ def test_contrast_is_counted_from_normal_myocardium_in_the_scar_alone():
     for share, wrong in ((0.41, set()), (0.39, {"contrast_share"})):
         sample = np.where(item.request > 0, 2 + 10 * 0.6 * share, 99).astype(np.float32)
         assert failed(replace(item, sample=sample)) == wrong
+    dark = np.where(item.request > 0, 2 + 10 * 0.03, 99).astype(np.float32)
+    for contrast in (0.01, 0.0, -0.2):                        # the wall's own level is no scar
+        assert failed(replace(item, contrast=contrast, sample=dark)) == {"contrast_share"}
     core = marked(item.request, REQUEST, NO_REFLOW, 9)
     dark = np.where(core == NO_REFLOW, -50, item.sample)      # a core does not dilute the contrast
     assert not failed(replace(item, request=core, sample=dark))

@@ -119,7 +119,9 @@ def test_a_damaged_file_is_written_anew_as_its_message_says(tmp_path, monkeypatc
     folder = tmp_path / "Dataset042_Heart"
     folder.mkdir()
     (folder / "lgesynth.json").write_text("{")
-    for text, match in (("{", "dataset.json is not readable"), ("[]", "lacks"), ("{}", "lacks")):
+    for text, match in (("{", "dataset.json is not readable"), ("[]", "lacks"), ("{}", "lacks"),
+                        ('{"labels": ["LV"], "channel_names": {}}', "labels must map names"),
+                        ('{"labels": {}, "channel_names": ["LGE"]}', "channel_names must map")):
         (folder / "dataset.json").write_text(text)
         with pytest.raises(UserError, match=match):
             set_roles("42")

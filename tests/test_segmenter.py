@@ -426,3 +426,18 @@ def test_the_default_reward_is_stock_then_real_only_then_an_error(tmp_path):
     stock = write_tiny_model(tmp_path)
     assert default_reward_folder(tmp_path, *wanted) == stock == unfinished
     assert Segmenter.load_fold(stock, "cpu").fold == 0
+
+
+def test_a_checkpoint_of_the_same_fold_under_another_split_is_refused(tmp_path):
+    folder = write_tiny_model(tmp_path)
+    assert load(tmp_path).validated_on == frozenset()        # no validation yet: nothing is known
+    (folder / "validation").mkdir()
+    (folder / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": [
+        {"reference_file": f"/truth/{case}.nii.gz"} for case in ("a", "b")]}))
+    segmenter = load(tmp_path)
+    arguments = tiny_plans(), "2d", tiny_dataset_json()
+    segmenter.check_matches(*arguments, 0, ("a", "b"))
+    segmenter.check_matches(*arguments, 0, ("a",))
+    segmenter.check_matches(*arguments, "all", ("c",))
+    with pytest.raises(UserError, match=r"another split: 1 of this fold's 2 \(first: c\)"):
+        segmenter.check_matches(*arguments, 0, ("a", "c"))

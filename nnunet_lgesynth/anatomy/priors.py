@@ -48,7 +48,8 @@ class ScarRecord:
 
 def measure_scar(labels: np.ndarray, image: np.ndarray, anatomy: Anatomy,
                  roles: Roles) -> ScarRecord | None:
-    """Measure a labelled scar (labels, normalised image: (Z, Y, X)); None if there is too little.
+    """Measure a labelled scar (labels, normalised image: (Z, Y, X)); None if there is too little,
+    or no-reflow alone, whose infarct's contrast is unknown.
 
     The extent is the number of 10-degree bins with scar, the transmurality the mean over those
     bins of the deepest scarred depth, both as medians over the scarred slices.
@@ -56,7 +57,7 @@ def measure_scar(labels: np.ndarray, image: np.ndarray, anatomy: Anatomy,
     ring = np.isfinite(anatomy.depth)
     scar = np.isin(labels, roles.scars) & ring
     slices = np.flatnonzero(scar.any(axis=(1, 2)))
-    if scar.sum() < MIN_SCAR_VOXELS:
+    if scar.sum() < MIN_SCAR_VOXELS or not (labels[scar] == roles.scar).any():
         return None
     profiles = [_bins(scar[z], anatomy.angle[z], anatomy.depth[z]) for z in slices]
     normal = image[(labels == roles.myocardium) & ring]
@@ -71,7 +72,7 @@ def measure_scar(labels: np.ndarray, image: np.ndarray, anatomy: Anatomy,
         level=float(anatomy.level[slices].mean()),
         burden=float(scar.sum() / ring.sum()),
         no_reflow=len(core) / int(scar.sum()),
-        contrast=float(np.median(infarct) - normal_level) if len(infarct) else 0.0,
+        contrast=float(np.median(infarct) - normal_level),
         no_reflow_contrast=float(np.median(core) - normal_level) if len(core) else None,
         wall_sd=float(normal.std()) if len(normal) else 0.0)
 

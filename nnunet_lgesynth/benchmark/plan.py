@@ -9,6 +9,7 @@ stay in the user's `nnUNet_results`: one per fold, shared by the seeds. Stages r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -20,6 +21,7 @@ from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
+from nnunet_lgesynth.pool.generator import judge_of
 
 __all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
            "fold_generator", "injects", "is_done",
@@ -138,6 +140,7 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
         waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
         if waiting and (fold_generator(settings, fold) / "config.json").is_file():
             _refuse_lost_judge(settings, fold)
+            judge_of(fold_generator(settings, fold), folds[fold], "cpu")
         elif waiting:
             jobs += _fit_jobs(settings, fold, folds[fold], {j.name for j in jobs})
     return sorted(jobs, key=lambda job: job.stage)
@@ -204,7 +207,8 @@ def check_trainers(settings: Settings) -> None:
 
 
 def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
-    """Refuse a generator that was fitted on validation cases of the fold it is to serve."""
+    """Refuse a generator that was fitted on validation cases of the fold it is to serve, or with
+    other settings than the preset's, under whose name its arm would be recorded."""
     if not any(needs_generator(settings.trainer(arm)) for arm in settings.arms):
         return
     for number, fold in folds.items():
@@ -212,10 +216,18 @@ def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
         if not (folder / "config.json").is_file():
             continue                       # not fitted yet
         try:
-            seen = json.loads((folder / "config.json").read_text())["train"]
+            told = json.loads((folder / "config.json").read_text())
+            seen, fitted = told["train"], told["config"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{folder}/config.json does not tell which cases the generator was "
-                            f"fitted on ({error!r}); fit it again.") from error
+                            f"fitted on, or how ({error!r}); fit it again.") from error
+        preset = json.loads(json.dumps(dataclasses.asdict(PRESETS[settings.preset])))
+        changed = [f"{name} {fitted.get(name)}, not {preset.get(name)}"
+                   for name in sorted({*preset, *fitted}) if fitted.get(name) != preset.get(name)]
+        if changed:
+            raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
+                            f"{settings.preset} has it; move the folder away and the benchmark "
+                            "fits a new one.")
         leaked = sorted(set(seen) & set(fold.val))
         if leaked:
             raise UserError(f"{folder} was fitted on {len(leaked)} validation cases of fold "

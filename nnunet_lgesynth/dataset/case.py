@@ -229,6 +229,11 @@ def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[s
         write_json(path, generate_crossval_split(identifiers, seed=12345,
                                                  n_splits=DRAWN_FOLDS))
     splits = _read_json(path, "nnUNetv2_train, which creates it")
+    if not (isinstance(splits, list) and splits and all(
+            isinstance(s, dict) and all(isinstance(s.get(part), list) for part in ("train", "val"))
+            for s in splits)):
+        raise UserError(f"{path} must be a list of folds, each with the lists 'train' and 'val'; "
+                        "delete it and nnUNetv2_train draws one, or write it anew.")
     if str(fold) not in map(str, range(len(splits))):
         raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "
                         f"{len(splits) - 1}; choose one, or 'all', with -f.")

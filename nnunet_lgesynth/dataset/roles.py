@@ -236,4 +236,8 @@ def _read_dataset_json(path: Path) -> dict:
     if missing:
         raise UserError(f"{path} lacks {sorted(missing)}; add them, see nnU-Net's documentation of "
                         "dataset.json.")
+    for key in ("labels", "channel_names"):
+        if not isinstance(values[key], dict):
+            raise UserError(f"{path}: {key} must map names (as in nnU-Net's documentation of "
+                            f"dataset.json), not be {values[key]!r}; correct it.")
     return values

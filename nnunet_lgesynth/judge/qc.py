@@ -21,6 +21,7 @@ from nnunet_lgesynth.dataset.roles import Roles
 
 __all__ = ["Check", "Painted", "Verdict", "accepted_labels", "dice", "examine"]
 
+LEAST_CONTRAST = 0.1   # normalised; a scar must be brighter than the wall, whatever was asked
 REQUEST_CHECKS = ("pixels", "outside_wall", "outside_crop", "dice_source")   # no draft matters
 
 
@@ -94,7 +95,7 @@ def examine(painted: Painted, roles: Roles, config: QCConfig) -> Verdict:
     if painted.healthy:
         checks["level_change"] = _at_most(abs(realised), config.max_level_change)
     else:
-        checks["contrast_share"] = _at_least(realised / max(painted.contrast, 1e-6),
+        checks["contrast_share"] = _at_least(realised / max(painted.contrast, LEAST_CONTRAST),
                                              config.min_contrast_share)
     if painted.judged_sample is not None:
         checks.update(_judged(painted, request, roles, config))

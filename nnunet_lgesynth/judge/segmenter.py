@@ -11,7 +11,9 @@ Gradients reach the images and never the weights.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.judge.checkpoint import (
     CHECKPOINT,
     build_network,
@@ -160,13 +163,30 @@ class Segmenter:
         values = self._label_manager.convert_logits_to_segmentation(heads_first)
         return torch.from_numpy(values.astype(np.int16)).to(self.device)
 
+    @cached_property
+    def validated_on(self) -> frozenset[str]:
+        """The cases that its training left out, as its validation's summary tells; else empty."""
+        ending = self.dataset_json["file_ending"]
+        try:
+            text = (self.source.parent / "validation" / "summary.json").read_text()
+            return frozenset(Path(case["reference_file"]).name.removesuffix(ending)
+                             for case in json.loads(text)["metric_per_case"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError):
+            return frozenset()
+
+    def check_fold(self, fold: Fold) -> None:
+        """`check_matches` with a fold and its validation cases."""
+        self.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold, fold.val)
+
     def check_matches(self, plans: dict, configuration: str, dataset_json: dict,
-                      fold: int | str | None) -> None:
+                      fold: int | str | None, val: Sequence[str] = ()) -> None:
         """Raise one UserError that names every difference that would make the scores meaningless.
 
         Patch and batch size, architecture and resampling may differ. A checkpoint of another fold,
         or of "all", was trained on validation cases of this `fold`. `fold` "all" holds nothing
         out, so every checkpoint passes; None leaves the fold out (a judge of other patients).
+        A checkpoint of the same fold under an earlier split is known by the cases it validated on,
+        where it has: each of `val` must be among them.
         """
         mine = _signature(self.plans, self.configuration, self.dataset_json)
         theirs = _signature(plans, configuration, dataset_json)
@@ -175,6 +195,11 @@ class Segmenter:
         if fold not in (None, "all") and str(fold) != str(self.fold):
             found.append(f"fold {self.fold}, which has seen validation cases of fold {fold} "
                          f"(here {fold})")
+        seen = sorted(set(val) - self.validated_on) if self.validated_on else []
+        if seen and fold not in (None, "all"):
+            found.append(f"the validation cases of another split: {len(seen)} of this fold's "
+                         f"{len(val)} (first: {seen[0]}) are not among them, so it may have seen "
+                         "them")
         if found:
             command = train_command(plans["dataset_name"], plans["plans_name"], configuration,
                                      fold if fold is not None else "F")

@@ -19,7 +19,7 @@ from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
-__all__ = ["find_inpainter", "fit_generator", "load_generator", "preset_of",
+__all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator", "preset_of",
            "usable_device"]
 
 
@@ -30,18 +30,25 @@ def load_generator(name: str, fold: Fold, device: torch.device):
     if name != "lgesynth":
         raise UserError(f"There is no generator {name!r}; choose 'paint' or 'lgesynth'.")
     folder = find_inpainter(fold)
+    judge = judge_of(folder, fold, device)
+    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
+
+    return Inpainter.load(folder, device), judge
+
+
+def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
+    """The judge that tuned the generator in `folder`; `UserError` where that generator must not be
+    used in this fold: it saw validation cases, its judge did, or that judge is another one now."""
     config = _read_config(folder)
     _refuse_leak(config, fold, folder)
     judge = Segmenter.load_fold(_judge_folder(config, fold), device)
-    judge.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+    judge.check_fold(fold)
     told = config["reward"]
     if told is not None and judge.hash != told["hash"]:
         raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
                         f"tuned by (weights {told['hash']}): it was trained anew; delete {folder} "
                         f"and run: {_fit_command(fold)} --preset {preset_of(folder)}")
-    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
-
-    return Inpainter.load(folder, device), judge
+    return judge
 
 
 def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str, config: FitConfig,
@@ -59,12 +66,12 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
         results, opened.dataset, plans, configuration, fold)
     target = usable_device(device)
     judge = Segmenter.load_fold(reward, "cpu")      # `fit` takes it to the process's own device
-    judge.check_matches(opened.plans, configuration, opened.dataset_json, fold)
+    judge.check_fold(opened)
     prepare(opened, InjectionConfig().prior)      # refuses cases that hold nothing to learn from
     _require_writable(folder)
-    from nnunet_lgesynth.generators.inpaint.train import fit, refuse_existing  # diffusers: here
+    from nnunet_lgesynth.generators.inpaint.train import check, fit  # diffusers: here
 
-    refuse_existing(folder, resume)
+    check(opened, config, folder, judge, resume)
     if not dry_run:
         fit(opened, config, folder, target, judge, resume=resume)
     return folder

@@ -46,11 +46,12 @@ from nnunet_lgesynth.generators.inpaint.progress import (
     read_checkpoint,
     write_checkpoint,
 )
+from nnunet_lgesynth.generators.inpaint.text import build_text
 from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["fit", "objective_of", "refuse_existing"]
+__all__ = ["check", "fit", "objective_of", "refuse_existing"]
 
 PRIOR = "sector"
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
@@ -89,7 +90,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
         return json.loads((folder / "config.json").read_text())
     refuse_existing(folder, resume)
     if reward is not None:
-        reward.check_matches(fold.plans, fold.configuration, fold.dataset_json, fold.fold)
+        reward.check_fold(fold)
     try:
         return _fit(fold, config, folder, torch.device(device), reward, progress)
     except (OSError, SafetensorError) as error:
@@ -100,9 +101,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
 def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
          reward: Segmenter | None, progress) -> dict:
     accelerator = _accelerator(device)
-    identity = {"config": dataclasses.asdict(config), "train": list(fold.train),
-                "reward": None if reward is None else
-                {"checkpoint": str(reward.source), "hash": reward.hash}}
+    identity = _identity(fold, config, reward)
     reward = reward and reward.to(accelerator.device)
     state = _read_state(folder, identity)
     torch.manual_seed(config.seed)
@@ -175,6 +174,21 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     if not accelerator.is_main_process:
         return {}
     return _finish(folder, fold, config, networks, record, identity)
+
+
+def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
+          resume: bool) -> None:
+    """Raise `UserError` for what `fit` would refuse in its first minute; writes nothing."""
+    refuse_existing(folder, resume)
+    _read_state(folder, _identity(fold, config, reward))
+    build_text(config)
+
+
+def _identity(fold: Fold, config: FitConfig, reward: Segmenter | None) -> dict:
+    """What an interrupted fit must share with the one that goes on."""
+    return {"config": dataclasses.asdict(config), "train": list(fold.train),
+            "reward": None if reward is None else
+            {"checkpoint": str(reward.source), "hash": reward.hash}}
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
