@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
+from nnunet_lgesynth.benchmark.report import markdown_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 FIELDS = {"benchmark", "arm", "metric", "value", "low", "high", "n", "unit", "dataset", "split",
@@ -34,6 +35,11 @@ def test_recorded_rows_are_told_apart_and_belong_together(path):
         known = {tuple(r[k] for k in TRAINING_KEY) for r in trainings}
         own = [r for r in rows if not r["arm"].endswith("+filter")]
         assert {tuple(r[k] for k in TRAINING_KEY) for r in own} == known
+
+
+def test_the_readme_shows_the_table_of_the_committed_numbers():
+    rows = json.loads((RESULTS / "emidec_roi_fold0.json").read_text())
+    assert markdown_table(rows) in (RESULTS.parents[1] / "README.md").read_text()
 
 
 def test_no_result_tells_of_the_machines_folders():

@@ -107,6 +107,7 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
         _record_external(settings, folds, records, test)
     rows, summaries = records.of(((arm, settings.recipe(arm)) for arm in settings.arms),
                                  settings.folds)
+    rows.sort(key=lambda r: settings.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     splits = ("validation", "external") if test else ("validation",)
     cases = {split: [r for r in rows if r["split"] == split and r["case"] in
                      (test if split == "external" else folds[r["fold"]].val)] for split in splits}
