@@ -16,6 +16,7 @@ from nnunet_lgesynth.generators.condition import CONTROL_CHANNELS, Request, cond
 from nnunet_lgesynth.generators.inpaint.batch import Draws
 from nnunet_lgesynth.generators.inpaint.data import as_healthy, augment
 from nnunet_lgesynth.generators.inpaint.networks import build
+from nnunet_lgesynth.generators.inpaint.progress import read_checkpoint, write_checkpoint
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, objective_of
 from nnunet_lgesynth.generators.subject import read_subjects
@@ -201,3 +202,16 @@ def test_contrast_is_measured_on_the_slice(fold):
         image = item.subject.intensities.apply(case.image[0, item.z])
         expected = np.median(image[case.labels[0, item.z] == 3])
         assert item.condition.contrast == pytest.approx(expected)
+
+
+def test_a_full_disk_costs_no_earlier_state_and_leaves_no_half_one(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, {"step": 1})
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match="unexpected pos"):
+        write_checkpoint(tmp_path, {"step": 2})
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["checkpoint.pt"]
+    assert read_checkpoint(tmp_path) == {"step": 1}

@@ -127,7 +127,7 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     raw, filtered = [], []
     about = {"dataset": training.recipe.dataset, "split": split,
              "preset": training.recipe.preset, "epochs": training.recipe.epochs,
-             "iterations": training.recipe.iterations, **_origin(training)}
+             "iterations": training.recipe.iterations, **_origin(training, _log_of(training))}
     for case in cases:
         truth, spacing = _read_labels(labels / f"{case}{ending}")
         prediction, _ = _read_labels(predictions / f"{case}{ending}")
@@ -158,9 +158,9 @@ def training_summary(training: Training) -> dict:
     Warm-up ends at the first epoch that reaches the run's largest injection probability. A fold
     without `lgesynth.jsonl` (a stock trainer) has None everywhere.
     """
-    log = _epochs(training.folder / "lgesynth.jsonl")
+    log = _log_of(training)
     summary = {**training.key, "trainer": training.recipe.trainer, "preset": training.recipe.preset,
-               "epochs": len(log) or None, **_origin(training), **_injection(log),
+               "epochs": len(log) or None, **_origin(training, log), **_injection(log),
                **_drafts(log, judged=training.recipe.preset is not None),
                "minutes": _minutes(log),
                **{name: log[-1].get(name) if log else None for name in LIKENESS}}
@@ -196,9 +196,9 @@ def _read_labels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
     return array, tuple(image.GetSpacing()[::-1])
 
 
-def _epochs(path: Path) -> list[dict]:
+def _log_of(training: Training) -> list[dict]:
     """One row an epoch, in order; an epoch repeated after a resume counts once, the later run."""
-    rows = {r["epoch"]: r for r in read_rows(path)}
+    rows = {r["epoch"]: r for r in read_rows(training.folder / "lgesynth.jsonl")}
     return [rows[epoch] for epoch in sorted(rows)]
 
 
@@ -216,9 +216,8 @@ def _injection(log: list[dict]) -> dict:
             "unique_cases": log[-1].get("unique_cases_served")}
 
 
-def _origin(training: Training) -> dict:
+def _origin(training: Training, log: list[dict]) -> dict:
     """Device and versions that trained, where the training's log tells, else of this process."""
-    log = _epochs(training.folder / "lgesynth.jsonl")
     told = log[-1] if log and "versions" in log[-1] else {
         "device": machine(training.device), "versions": versions()}
     return {"commit": told["versions"]["nnunet_lgesynth"], "device": told["device"],

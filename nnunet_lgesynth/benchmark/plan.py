@@ -21,7 +21,7 @@ from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
-from nnunet_lgesynth.pool.generator import judge_of
+from nnunet_lgesynth.pool.generator import judge_of, refuse_leak
 
 __all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
            "fold_generator", "injects", "is_done",
@@ -228,11 +228,7 @@ def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
             raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
                             f"{settings.preset} has it; move the folder away and the benchmark "
                             "fits a new one.")
-        leaked = sorted(set(seen) & set(fold.val))
-        if leaked:
-            raise UserError(f"{folder} was fitted on {len(leaked)} validation cases of fold "
-                            f"{number} (first: {leaked[0]}), so its arm would look too good; move "
-                            "the folder away and the benchmark fits a new one.")
+        refuse_leak(seen, fold, folder)
 
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:

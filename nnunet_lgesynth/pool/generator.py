@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
 __all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator", "preset_of",
-           "usable_device"]
+           "refuse_leak", "usable_device"]
 
 
 def load_generator(name: str, fold: Fold, device: torch.device):
@@ -40,7 +41,7 @@ def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
     """The judge that tuned the generator in `folder`; `UserError` where that generator must not be
     used in this fold: it saw validation cases, its judge did, or that judge is another one now."""
     config = _read_config(folder)
-    _refuse_leak(config, fold, folder)
+    refuse_leak(config["train"], fold, folder)
     judge = Segmenter.load_fold(_judge_folder(config, fold), device)
     judge.check_fold(fold)
     told = config["reward"]
@@ -71,8 +72,9 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     _require_writable(folder)
     from nnunet_lgesynth.generators.inpaint.train import check, fit  # diffusers: here
 
-    check(opened, config, folder, judge, resume)
-    if not dry_run:
+    if dry_run:
+        check(opened, config, folder, judge, resume)
+    else:
         fit(opened, config, folder, target, judge, resume=resume)
     return folder
 
@@ -148,9 +150,10 @@ def _judge_folder(config: dict, fold: Fold) -> Path:
                                  fold.configuration, fold.fold)
 
 
-def _refuse_leak(config: dict, fold: Fold, folder: Path) -> None:
-    seen = sorted(set(config["train"]) & set(fold.val) - set(fold.train))
+def refuse_leak(train: Sequence[str], fold: Fold, folder: Path) -> None:
+    """Refuse the generator in `folder`, fitted on the cases `train`, if they are validated on."""
+    seen = sorted(set(train) & set(fold.val) - set(fold.train))
     if seen:
         raise UserError(f"{folder} was fitted on {len(seen)} validation cases of fold {fold.fold} "
-                        f"(first: {seen[0]}), so results would be too good; fit one with "
-                        f"-f {fold.fold}.")
+                        f"(first: {seen[0]}), so results would be too good; move the "
+                        f"folder away and fit one with -f {fold.fold}.")

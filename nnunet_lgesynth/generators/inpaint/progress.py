@@ -70,9 +70,11 @@ def write_checkpoint(folder: Path, state: dict) -> None:
     partial = folder / "state" / "checkpoint.part"
     try:
         torch.save(state, partial)
+        os.replace(partial, folder / "state" / "checkpoint.pt")
     except RuntimeError as error:      # what torch makes of a full disk
         raise OSError(str(error).splitlines()[0]) from error
-    os.replace(partial, folder / "state" / "checkpoint.pt")
+    finally:
+        partial.unlink(missing_ok=True)          # half of one would keep the disk full
 
 
 def read_checkpoint(folder: Path) -> dict | None:
