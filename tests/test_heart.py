@@ -84,30 +84,169 @@ def test_turning_the_heart_alone_shifts_the_scar_angle(heart):
     assert difference(after - before, np.pi / 2) < 0.02      # rot90 turns towards the septum
 
 
+def thirds_of(anatomy):
+    """Per slice: "b", "m", "a" for basal, mid, apical."""
+    return "".join({0: "b", 1: "m", 2: "a"}[int(s.min() - 1) // 6] for s in (
+        anatomy.segment[z][anatomy.segment[z] > 0] for z in range(len(anatomy.rings))))
+
+
+@pytest.mark.parametrize("slices, expected", [(1, "m"), (3, "amb"), (5, "aambb"), (6, "aammbb"),
+                                              (9, "aaammmbbb")])
+def test_levels_are_thirds_of_the_slices(heart, slices, expected):
+    h = heart(slices=slices)
+    found = thirds_of(h.anatomy)
+    assert found == expected
+    base_first = describe(h.labels, h.roles, h.spacing,
+                          dataclasses.replace(h.frame, slices="base_to_apex"))
+    assert thirds_of(base_first) == found[::-1]
+
+
+def test_segments_follow_the_angle(heart):
+    """Basal and mid from the insertion on: anteroseptal, inferoseptal, inferior, ..."""
+    anatomy = heart(slices=3, size=96).anatomy
+    for z, expected in ((2, (2, 3, 4, 5, 6, 1)), (1, (8, 9, 10, 11, 12, 7))):
+        for k, segment in enumerate(expected):
+            inside = anatomy.wall[z] & (difference(anatomy.angle[z], (k + 0.5) * np.pi / 3) < 0.5)
+            assert set(anatomy.segment[z][inside]) == {segment}
+    for middle, segment in ((60, 14), (150, 15), (240, 16), (330, 13)):
+        inside = anatomy.wall[0] & (difference(anatomy.angle[0], np.deg2rad(middle)) < 0.75)
+        assert set(anatomy.segment[0][inside]) == {segment}
+
+
+@pytest.mark.parametrize("order", ["apex_to_base", "base_to_apex"])
+def test_order_is_found_from_the_narrowing_apex(heart, order):
+    h = heart(slices=4)
+    for z, keep in enumerate((20.0, 22.0, 24.0, 26.0)):
+        radius, _ = polar(h.labels.shape[1:], h.spacing[1:], h.anatomy.lv_centre)
+        h.labels[z][radius > keep] = 0
+    labels = h.labels if order == "apex_to_base" else h.labels[::-1]
+    anatomy = describe(labels, h.roles, h.spacing)
+    assert (anatomy.order, anatomy.order_from) == (order, "labels")
+    told = describe(labels, h.roles, h.spacing, Frame("base_to_apex"))
+    assert (told.order, told.order_from) == ("base_to_apex", "dataset")
+    flat = heart(slices=4)
+    unknown = describe(flat.labels, flat.roles, flat.spacing)
+    assert unknown.order_from == "convention" and any("assumed" in n for n in unknown.notes)
+
+
+def test_long_axis_of_a_tilted_heart(heart):
+    """Slices shifted by 3 mm per 10 mm: the axis leans as much, from apex to base."""
+    h = heart(slices=6, size=90, spacing=(10.0, 1.5, 1.5))
+    for z in range(6):
+        h.labels[z] = np.roll(h.labels[z], 2 * z, axis=0)
+    axis = np.array(h.anatomy.axis)
+    assert axis == pytest.approx(np.array([10, 3, 0]) / np.hypot(10, 3), abs=1e-6)
+    assert h.anatomy.tilt == pytest.approx(np.rad2deg(np.arctan(0.3))) and not h.anatomy.notes
+    steep = describe(h.labels, h.roles, (3.0, *h.spacing[1:]), h.frame)
+    assert any("leans by 45 degrees" in note for note in steep.notes)
+    flipped = describe(h.labels[::-1], h.roles, h.spacing,
+                       dataclasses.replace(h.frame, slices="base_to_apex"))
+    assert flipped.axis == pytest.approx((-axis[0], axis[1], axis[2]), abs=1e-6)
+
+
+def test_a_wall_of_one_pixel_is_measured(heart):
+    h = heart(spacing=(10.0, 6.0, 6.0), size=24)
+    h.labels[:] = 0
+    h.labels[:, 8:15, 8:15] = 2
+    h.labels[:, 9:14, 9:14] = 1
+    anatomy = h.anatomy
+    assert anatomy.rings.all()
+    assert np.allclose(anatomy.depth[anatomy.wall & (anatomy.half_pixel == 0.5)], 0.5)
+
+
 def test_frame_is_the_display_convention_if_unknown(heart):
     h = heart()
     guessed = describe(h.labels, h.roles, h.spacing)
-    assert guessed.reference == "display" and h.anatomy.reference == "dataset"
+    assert guessed.reference.source == "display" and h.anatomy.reference.source == "dataset"
     assert np.allclose(guessed.angle, h.anatomy.angle, equal_nan=True)
 
 
-def test_an_open_wall_is_no_ring(heart):
+def test_kinds_of_slices(heart):
     h = heart()
     row, column = (round(v) for v in h.anatomy.lv_centre)
     h.labels[1, row - 1:row + 2, :column] = 0               # a gap towards the septum
-    h.labels[2][h.labels[2] == 1] = 0                       # no cavity
+    h.labels[2][h.labels[2] == 1] = 0                       # no cavity between slices that have one
     h.labels[3] = 0                                         # nothing
     anatomy = h.anatomy
-    assert anatomy.rings.tolist() == [True, False, False, False, True]
-    for z in (1, 2, 3):
+    assert anatomy.kinds.tolist() == ["ring", "open", "none", "none", "ring"]
+    for z in (2, 3):
         assert np.isnan(anatomy.depth[z]).all() and np.isnan(anatomy.angle[z]).all()
-        assert np.isnan(anatomy.centre[z]).all()
+        assert np.isnan(anatomy.centre[z]).all() and not anatomy.segment[z].any()
+    assert any("slice 3" in note and "left out" in note for note in anatomy.notes)
 
 
-def test_a_wall_that_leaves_the_image_is_no_ring(heart):
-    assert not heart(centre=(32, 8)).anatomy.rings.any()
-    cut = heart(centre=(32, 14)).anatomy                    # only the wall is cut
+def test_an_open_wall_measures_like_the_ring_it_was(heart):
+    """The outflow tract: what is left of the wall keeps its depth, angle and segment."""
+    h = heart(size=80)
+    closed = h.anatomy
+    row, column = (round(v) for v in closed.lv_centre)
+    h.labels[2, row - 4:row + 5, :column][h.labels[2, row - 4:row + 5, :column] == 2] = 0
+    opened = h.anatomy
+    assert opened.kinds[2] == "open" and opened.paintable[2]
+    wall = opened.wall[2]
+    assert np.abs(opened.depth[2] - closed.depth[2])[wall].max() < 0.35      # beside the gap
+    assert np.median(np.abs(opened.depth[2] - closed.depth[2])[wall]) < 0.01
+    assert (opened.segment[2] == closed.segment[2])[wall].mean() > 0.99
+
+
+def test_a_wall_around_less_than_half_of_the_cavity_has_no_coordinates(heart):
+    h = heart()
+    row = round(h.anatomy.lv_centre[0])
+    h.labels[2, :row + 6][h.labels[2, :row + 6] == 2] = 0
+    assert h.anatomy.kinds[2] == "none"
+
+
+def test_a_few_voxels_of_cavity_belong_to_the_cap(heart):
+    h = heart(slices=7)
+    row, column = (round(v) for v in h.anatomy.lv_centre)
+    for z in (0, 1):
+        h.labels[z][h.labels[z] == 1] = 2
+    h.labels[1, row, column:column + 3] = 1
+    assert h.anatomy.kinds.tolist() == ["cap", "cap", *["ring"] * 5]
+
+
+def test_stray_voxels_move_nothing(heart):
+    h = heart(size=80)
+    clean = h.anatomy
+    h.labels[2, 2:5, 2:5] = 1                                # a second cavity far away
+    h.labels[3, 70, 70] = 2                                  # a voxel of wall as well
+    stray = h.anatomy
+    assert stray.rings.all() and np.allclose(stray.centre, clean.centre)
+    assert np.array_equal(stray.segment, clean.segment)
+    assert np.array_equal(stray.myocardium, clean.myocardium)
+
+
+def test_a_cap_tells_the_order_before_the_areas_do(heart):
+    h = heart(slices=6)
+    h.labels[5][h.labels[5] == 1] = 2
+    anatomy = describe(h.labels, h.roles, h.spacing)
+    assert (anatomy.order, anatomy.order_from) == ("base_to_apex", "labels")
+    assert anatomy.kinds[5] == "cap"
+
+
+def test_a_heart_that_the_image_cuts(heart):
+    """A cut cavity has no coordinates; a cut wall has, and the anatomy says so."""
+    cut = heart(centre=(32, 8)).anatomy
+    assert not cut.covered.any() and any("left out" in note for note in cut.notes)
+    cut = heart(centre=(32, 14)).anatomy
     assert cut.rings.all() and np.nanmin(cut.depth[:, 32, 0]) > 0.8
+    assert any("the image cuts the wall in slices 1, 2, 3, 4, 5" in note for note in cut.notes)
+
+
+def test_wall_beyond_the_apical_end_is_the_cap(heart):
+    h = heart(slices=7)
+    for frame, caps in ((h.frame, (0, 1)), (dataclasses.replace(h.frame, slices="base_to_apex"),
+                                            (5, 6))):
+        labels = h.labels.copy()
+        for z in caps:
+            labels[z][labels[z] == 1] = 2
+        anatomy = describe(labels, h.roles, h.spacing, frame)
+        assert np.flatnonzero(anatomy.kinds == "cap").tolist() == list(caps)
+        for z in caps:
+            assert set(np.unique(anatomy.segment[z])) == {0, 17} and anatomy.paintable[z]
+            assert np.nanmin(anatomy.depth[z]) == 0 and np.nanmax(anatomy.depth[z]) > 0.9
+        wrong_end = labels[::-1]
+        assert "cap" not in describe(wrong_end, h.roles, h.spacing, frame).kinds
 
 
 def test_an_empty_stack_has_no_rings(heart):

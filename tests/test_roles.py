@@ -99,9 +99,33 @@ def test_bad_frames_are_refused(values):
 
 def test_info_survives_the_disk(tmp_path):
     info = DatasetInfo(Roles(1, 2, 3, 4, 5, (6,), 1),
-                       Frame("base_to_apex", (-1.0, 0.0), (0.0, 1.0)))
+                       Frame("base_to_apex", (-1.0, 0.0), (0.0, 1.0)),
+                       {"Case_1": (2, 31, 40), "Case_2": (0, 30.5, 41.25)})
     write_info(tmp_path, info)
     assert read_info(tmp_path) == info
+
+
+def test_a_file_without_landmarks_has_none(tmp_path):
+    path = write_info(tmp_path, DatasetInfo(Roles(1, 2, 3)))
+    values = json.loads(path.read_text())
+    assert values.pop("landmarks") == {}
+    path.write_text(json.dumps(values))
+    assert read_info(tmp_path).landmarks == {}
+
+
+@pytest.mark.parametrize("landmarks, match", [
+    ([[2, 31, 40]], "landmarks must map cases to voxels"), (None, "landmarks must map"),
+    *(({"Case_1": voxel}, r"landmark of Case_1 must be \(slice, row, column\)") for voxel in (
+        [31, 40], [2, 31, 40, 1], "2 31 40", 31, None, [2, "31", 40], [2, None, 40],
+        [2, float("nan"), 40], [2, float("inf"), 40], [True, 31, 40]))])
+def test_malformed_landmarks_are_refused_in_one_sentence(tmp_path, landmarks, match):
+    with pytest.raises(UserError, match=match):
+        DatasetInfo(Roles(1, 2, 3), landmarks=landmarks)
+    path = write_info(tmp_path, DatasetInfo(Roles(1, 2, 3)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"landmarks": landmarks}))
+    with pytest.raises(UserError, match=match) as refused:
+        read_info(tmp_path)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text, match", [
@@ -137,9 +161,10 @@ def test_set_roles_writes_into_the_raw_dataset(tmp_path, monkeypatch):
     (folder / "dataset.json").write_text(json.dumps(
         {"labels": labels("LV", "myo", "scar"), "channel_names": LGE}))
     frame = Frame("apex_to_base", (0.0, 1.0), (1.0, 0.0))
-    write_info(folder, DatasetInfo(Roles(3, 2, 1), frame))
+    landmarks = {"Case_1": (2, 31.5, 40)}
+    write_info(folder, DatasetInfo(Roles(3, 2, 1), frame, landmarks))
     path, roles = set_roles("42")
     assert roles == Roles(1, 2, 3) and path.parent == folder
-    assert read_info(folder) == DatasetInfo(roles, frame)     # a known orientation is kept
+    assert read_info(folder) == DatasetInfo(roles, frame, landmarks)     # what was known is kept
     with pytest.raises(UserError, match="43"):
         set_roles("43")

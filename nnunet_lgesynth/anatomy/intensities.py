@@ -32,13 +32,13 @@ class Intensities:
     def measure(cls, image: np.ndarray, labels: np.ndarray, anatomy: Anatomy,
                 roles: Roles) -> Intensities:
         """From the LGE stack (Z, Y, X) and its labels."""
-        normal = image[(labels == roles.myocardium) & np.isfinite(anatomy.depth)]
+        normal = image[(labels == roles.myocardium) & anatomy.myocardium]
         if not len(normal):
-            raise UserError("The heart has no normal myocardium in a slice with a closed ring, "
+            raise UserError("The heart has no normal myocardium in a slice with a wall around it, "
                             "so its intensity level is unknown; drop the case.")
         half = [round(WINDOW_MM / 2 / s) for s in anatomy.spacing[1:]]
         r, c = (round(v) for v in anatomy.lv_centre)
-        window = image[anatomy.rings, max(r - half[0], 0):r + half[0] + 1,
+        window = image[anatomy.covered, max(r - half[0], 0):r + half[0] + 1,
                        max(c - half[1], 0):c + half[1] + 1]
         low, high = np.percentile(window, [2, 98])
         if not high > low:

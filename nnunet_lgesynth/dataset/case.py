@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
-__all__ = ["Case", "Fold", "nnunet_path"]
+__all__ = ["Case", "Fold", "dataset_name", "nnunet_path", "read_json"]
 
 DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
 FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
@@ -54,6 +54,16 @@ def nnunet_path(name: str) -> Path:
     return Path(value)
 
 
+def dataset_name(dataset: int | str) -> str:
+    """The full name of a dataset that nnU-Net finds in its folders."""
+    try:
+        return maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else dataset)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"There is not one dataset {dataset} in nnU-Net's folders; convert it "
+                        "first, see: lgesynth convert --help, or name it in full with "
+                        "-d.") from error
+
+
 @dataclass(frozen=True)
 class Fold:
     """Where one fold's cases are and what they mean."""
@@ -72,15 +82,9 @@ class Fold:
     def open(cls, dataset: int | str, configuration: str, fold: int | str,
              plans: str = "nnUNetPlans") -> Fold:
         """Find a fold by nnU-Net's own names; every missing piece is a `UserError`."""
-        try:
-            name = maybe_convert_to_dataset_name(
-                int(dataset) if str(dataset).isdigit() else dataset)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"There is not one dataset {dataset} in nnU-Net's folders; convert it "
-                            "first, see: lgesynth convert --help, or name it in full with "
-                            "-d.") from error
+        name = dataset_name(dataset)
         base = nnunet_path("nnUNet_preprocessed") / name
-        plan = _read_json(base / f"{plans}.json", f"nnUNetv2_plan_and_preprocess -d {dataset}")
+        plan = read_json(base / f"{plans}.json", f"nnUNetv2_plan_and_preprocess -d {dataset}")
         plan_text = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
         if configuration not in plan["configurations"]:
             raise UserError(f"{plans}.json has no configuration {configuration!r}, only "
@@ -88,7 +92,7 @@ class Fold:
         folder = base / PlansManager(plan).get_configuration(configuration).data_identifier
         if not folder.is_dir():
             raise UserError(f"{folder} is missing; run: {plan_text}")
-        dataset_json = _read_json(base / "dataset.json", plan_text)
+        dataset_json = read_json(base / "dataset.json", plan_text)
         train, val = _split(base, folder, fold)
         return cls.of_training(plan, configuration, fold, dataset_json, folder, train, val)
 
@@ -143,6 +147,16 @@ class Fold:
         files = [folder / f"{case.identifier}{ending}" for ending in FILE_ENDINGS]
         return [p for p in files if p.is_file()]
 
+    def insertion(self, case: Case) -> tuple[float, float, float] | None:
+        """The case's marked anterior RV insertion as (slice, row, column) voxel of its arrays."""
+        marked = self.info.landmarks.get(case.identifier)
+        if marked is None:
+            return None
+        axes = self.plans["transpose_forward"]
+        corner = [low for low, _ in case.properties["bbox_used_for_cropping"]]
+        return tuple((marked[a] - low + 0.5) * case.properties["spacing"][a] / now - 0.5
+                     for a, low, now in zip(axes, corner, case.spacing))
+
     def class_locations(self, labels: np.ndarray) -> dict:
         """nnU-Net's own sample of foreground voxels for these labels (1, Z, Y, X)."""
         manager = PlansManager(self.plans).get_label_manager(self.dataset_json)
@@ -177,7 +191,8 @@ class Fold:
         return (float(original[0]), *(float(s) for s in self._configuration.spacing[-2:]))
 
 
-def _read_json(path: Path, remedy: str) -> dict:
+def read_json(path: Path, remedy: str) -> dict:
+    """A JSON file that the command `remedy` writes; `UserError` where it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -228,7 +243,7 @@ def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[s
                             "-f all.")
         write_json(path, generate_crossval_split(identifiers, seed=12345,
                                                  n_splits=DRAWN_FOLDS))
-    splits = _read_json(path, "nnUNetv2_train, which creates it")
+    splits = read_json(path, "nnUNetv2_train, which creates it")
     if not (isinstance(splits, list) and splits and all(
             isinstance(s, dict) and all(isinstance(s.get(part), list) for part in ("train", "val"))
             for s in splits)):

@@ -2,7 +2,8 @@
 
 nnU-Net datasets name their labels freely. `Roles` fixes what the plugin needs to know, by integer
 value as stored in the segmentation files (also where nnU-Net trains on regions); `Frame` says how
-a stored slice lies in the body. Both live in `lgesynth.json` beside `dataset.json`.
+a stored slice lies in the body. Both, and marked landmarks, live in `lgesynth.json` beside
+`dataset.json`.
 
 Array axes are nnU-Net's (slice, row, column) of the raw file as its reader gives them.
 """
@@ -82,10 +83,26 @@ class Frame:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """All that `lgesynth.json` holds."""
+    """All that `lgesynth.json` holds.
+
+    `landmarks` are marked anterior RV insertions: case -> (slice, row, column) voxel of the raw
+    file, any slice that shows the LV.
+    """
 
     roles: Roles
     frame: Frame = field(default_factory=Frame)
+    landmarks: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not isinstance(self.landmarks, dict):
+            raise UserError(f"landmarks must map cases to voxels, not be {self.landmarks!r}.")
+        for case, voxel in self.landmarks.items():
+            if not isinstance(voxel, (list, tuple)) or len(voxel) != 3 or not all(
+                    isinstance(v, (int, float)) and v is not True and v is not False
+                    and math.isfinite(v) for v in voxel):
+                raise UserError(f"The landmark of {case} must be (slice, row, column), not "
+                                f"{voxel}.")
+        object.__setattr__(self, "landmarks", {c: tuple(v) for c, v in self.landmarks.items()})
 
 
 def write_info(folder: str | Path, info: DatasetInfo) -> Path:
@@ -103,7 +120,8 @@ def read_info(folder: str | Path) -> DatasetInfo:
                         "with: lgesynth roles -d DATASET_ID")
     try:
         values = json.loads(path.read_text())
-        return DatasetInfo(Roles(**values["roles"]), Frame(**values["frame"]))
+        return DatasetInfo(Roles(**values["roles"]), Frame(**values["frame"]),
+                           values.get("landmarks", {}))
     except (KeyError, TypeError, ValueError) as error:       # also what Roles and Frame refuse
         raise UserError(f"{path} is not readable ({error}); write it anew with: "
                         "lgesynth roles -d DATASET_ID") from error
@@ -208,7 +226,8 @@ def _lge_channel(channel_names: dict, given: str | int | None) -> int:
 
 def set_roles(dataset: str, told: dict[str, str | int] | None = None,
               channel: str | int | None = None) -> tuple[Path, Roles]:
-    """Write `lgesynth.json` into an existing raw dataset; a known orientation is kept.
+    """Write `lgesynth.json` into an existing raw dataset; known orientation and landmarks are
+    kept.
 
     Returns the file and the roles. `told` and `channel` as in `guess_roles`.
     """
@@ -220,10 +239,10 @@ def set_roles(dataset: str, told: dict[str, str | int] | None = None,
                         ", exactly one with a dataset.json is needed.")
     roles = guess_roles(_read_dataset_json(found[0] / "dataset.json"), told, channel)
     try:
-        frame = read_info(found[0]).frame
+        info = dataclasses.replace(read_info(found[0]), roles=roles)
     except UserError:          # there is none yet, or a damaged one that is written anew
-        frame = Frame()
-    return write_info(found[0], DatasetInfo(roles, frame)), roles
+        info = DatasetInfo(roles)
+    return write_info(found[0], info), roles
 
 
 def _read_dataset_json(path: Path) -> dict:
