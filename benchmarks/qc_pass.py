@@ -49,7 +49,7 @@ def main() -> None:
     inpainter, judge = load_generator("lgesynth", fold, usable_device(arguments.device))
     prior, _ = prepare(fold, InjectionConfig().prior)
     patients = _patients(fold)
-    hearts = [p for p in patients if p.anatomy.paintable.sum() >= p.anatomy.rings.sum() / 2]
+    hearts = [p for p in patients if p.anatomy.paintable.sum() >= p.anatomy.covered.sum() / 2]
     about = {"benchmark": "qc_pass", "dataset": fold.dataset, "seeds": [SEED],
              "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
              "command": "python benchmarks/" + shlex.join(["qc_pass.py", *sys.argv[1:]]),
@@ -117,7 +117,7 @@ def _real_rate(patients, fold: Fold, judge) -> tuple[float, int]:
     bounds, scars, found = QCConfig(), fold.info.roles.scars, []
     for patient in patients:
         truth = np.isin(patient.labels, scars)
-        slices = [z for z in np.flatnonzero(patient.anatomy.rings)
+        slices = [z for z in np.flatnonzero(patient.anatomy.covered)
                   if truth[z].sum() >= bounds.min_pixels]
         if slices:
             images = np.ascontiguousarray(patient.case.image[:, slices].swapaxes(0, 1))

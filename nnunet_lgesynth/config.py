@@ -125,7 +125,7 @@ class InjectionConfig:
     probability: float = 0.5        # at a full pool; scales with the pool until it is full
     pool_cases: int = 64            # scarred cases at which the pool counts as full
     cases_per_refill: int = 8       # scarred cases asked for between two epochs
-    prior: str = "sector"
+    prior: str = "fitted"
     seed: int = 0
 
     def __post_init__(self):

@@ -25,7 +25,7 @@ from nnunet_lgesynth.generators.condition import (
 
 PLAIN, RESAMPLED = (10.0, 1.4, 1.4), (10.0, 1.05, 1.8)
 BOTH = pytest.mark.parametrize("spacing", [PLAIN, RESAMPLED], ids=["plain", "resampled"])
-SPEC = ScarSpec("sector", angle=1.0, extent=1.6, transmurality=0.8, slice=2, length=4,
+SPEC = ScarSpec("sector", 0.12, 0.8, angle=1.0, extent=1.6, slice=2, length=4,
                 no_reflow=0.2)
 
 

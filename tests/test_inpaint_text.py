@@ -5,12 +5,19 @@ import torch
 from tiny_inpaint import tiny_config
 from transformers import BertConfig, BertModel
 
-from nnunet_lgesynth.anatomy.caption import LAYERS, NO_ENHANCEMENT, WALLS
+from nnunet_lgesynth.anatomy.aha import NAMES
+from nnunet_lgesynth.anatomy.caption import LAYERS, LONGEST, NO_ENHANCEMENT, VOCABULARY
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.inpaint.text import TextEncoder, build_text
 
-CAPTIONS = [NO_ENHANCEMENT, *(f"{layer} enhancement in the {wall} wall{core}" for wall in WALLS
-                              for layer in LAYERS for core in ("", " with no reflow core"))]
+CAPTIONS = [NO_ENHANCEMENT, *(
+    f"{layer} enhancement of 15 percent burden and 75 percent depth in the {wall} wall{core}"
+    for wall in NAMES.values() for layer in LAYERS for core in ("", " with no reflow core"))]
+
+
+LESION = (f"subepicardial enhancement of 10 percent burden and 75 percent depth in the "
+          f"{' and '.join([NAMES[16]] * 4)} wall with no reflow core")
+CAPTIONS.append(f"{LESION} plus {LESION}")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,7 @@ def test_every_caption_is_known_whole_and_distinct(own):
     tokens = own.tokenizer(CAPTIONS, padding="max_length", max_length=own.length)["input_ids"]
     assert all(len(t) == own.length for t in tokens)
     assert own.tokenizer.unk_token_id not in {i for t in tokens for i in t}
+    assert len(CAPTIONS[-1].split()) == LONGEST == own.length - 2       # nothing is cut
     assert len({tuple(t) for t in tokens}) == len(CAPTIONS)
     assert own.encode(["", NO_ENHANCEMENT]).shape == (2, own.length, 16)
 
@@ -83,3 +91,12 @@ def test_an_encoder_is_loaded_as_it_was_saved(own, tmp_path, width):
 def test_a_folder_without_an_encoder_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         build_text(tiny_config(text_encoder=str(tmp_path)))
+
+
+def test_an_encoder_of_other_captions_is_refused(own, tmp_path, monkeypatch):
+    own.save(tmp_path)
+    TextEncoder.load(tmp_path)
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.text.VOCABULARY",
+                        (*VOCABULARY, "hibernating"))
+    with pytest.raises(UserError, match=r"does not know hibernating.*fit the generator again"):
+        TextEncoder.load(tmp_path)

@@ -10,7 +10,7 @@ from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, ScarSpec, paint_mask
 from nnunet_lgesynth.generators.condition import Request, conditions
 from nnunet_lgesynth.generators.paint import Painter
 
-SPEC = ScarSpec("sector", angle=1.0, extent=2.0, transmurality=0.8, slice=2, length=5,
+SPEC = ScarSpec("sector", 0.18, 0.8, angle=1.0, extent=2.0, slice=2, length=5,
                 no_reflow=0.2)
 
 
@@ -48,7 +48,7 @@ def test_contrast_asked_is_realised(told, contrast):
 
 
 def test_thin_scar_still_shows(told):
-    thin = dataclasses.replace(SPEC, transmurality=0.25, no_reflow=0.0)
+    thin = dataclasses.replace(SPEC, transmurality=0.25, burden=0.06, no_reflow=0.0)
     for draft, condition in zip(Painter().drafts(told(spec=thin), [1, 2, 3]), told(spec=thin)):
         added = (draft - condition.source)[condition.request == SCAR]
         assert 0.5 * 0.7 < np.median(added) < 1.3 * 0.7

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_fold import tiny_case, write_tiny_fold
+from tiny_inpaint import tiny_config
 
 from nnunet_lgesynth.anatomy.priors import Prior
-from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, ScarSpec, paint_mask
+from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, ScarSpec, Unreachable, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case
 from nnunet_lgesynth.generators.condition import feather
+from nnunet_lgesynth.generators.inpaint.data import SliceSet
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.pool.synthesize import (
@@ -22,7 +24,7 @@ from nnunet_lgesynth.pool.synthesize import (
     synthesize,
 )
 
-SPEC = ScarSpec("sector", angle=1.0, extent=2.2, transmurality=1.0, slice=2.0, length=5.0,
+SPEC = ScarSpec("sector", 0.26, 1.0, angle=1.0, extent=2.2, slice=2.0, length=6.0,
                 no_reflow=0.1, contrast=0.9, no_reflow_contrast=0.3)
 
 
@@ -256,6 +258,26 @@ def test_requests_that_never_fit_end_with_an_error(fold, monkeypatch):
                         np.random.default_rng(0)))
 
 
+def test_a_heart_that_can_hold_no_request_is_passed_over(fold):
+    """Also while the inpainter's training material is drawn."""
+    prior, hearts = prepare(fold, "sector")
+    small = hearts[0].anatomy
+
+    class Particular(Prior):
+        def draw(self, anatomy, rng, asked=None):
+            if np.array_equal(anatomy.wall, small.wall):
+                raise Unreachable("This heart holds nothing.")
+            return super().draw(anatomy, rng, asked)
+
+    picky = Particular(prior.name, prior.records)
+    samples = list(islice(synthesize(fold, Painter(), picky, hearts, None, QCConfig(),
+                                     np.random.default_rng(0)), 12))
+    assert {s.source for s in samples} == {h.case.identifier for h in hearts[1:]}
+    slices = SliceSet.of(fold, tiny_config(), picky, hearts)
+    assert {i.subject.case.identifier for i in slices.asked} == {h.case.identifier
+                                                                 for h in hearts[1:]}
+
+
 def test_no_scar_free_slice_anywhere_is_refused(fold):
     for identifier in fold.train:
         case = fold.read(identifier)
@@ -275,7 +297,7 @@ def test_no_real_scar_to_learn_from_is_refused(fold):
 def test_a_case_without_a_ring_is_named_and_passed_over(fold):
     case = fold.read("case_01")
     broken = replace(case, identifier="open", labels=np.where(case.labels == 2, 0, case.labels))
-    with pytest.raises(UserError, match="open: no slice has a closed myocardial ring"):
+    with pytest.raises(UserError, match="open: no slice has a wall"):
         Subject.of(fold, broken)
     fold.write(broken, fold.folder)
     prior, hearts = prepare(replace(fold, train=(*fold.train, "open")), "sector")

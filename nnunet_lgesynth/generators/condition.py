@@ -110,8 +110,7 @@ def conditions(image: np.ndarray, anatomy: Anatomy, intensities: Intensities, re
         source, region = extract(torch.from_numpy(maps)[None], [crop])[0].numpy()
         mask = extract(torch.from_numpy(request.mask[z][None, None].astype(np.float32)), [crop],
                        mode="nearest")[0, 0].numpy().astype(np.uint8)
-        text = NO_ENHANCEMENT if request.healthy else caption(
-            np.where(np.arange(len(request.mask))[:, None, None] == z, request.mask, 0), anatomy)
+        text = NO_ENHANCEMENT if request.healthy else caption(request.mask, anatomy, [z])
         result.append(Condition(
             crop, intensities, source, np.zeros_like(mask) if request.healthy else mask,
             region > 0, request.contrast, request.no_reflow_contrast, text, weight))

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from nnunet_lgesynth.anatomy.heart import Anatomy, describe
 from nnunet_lgesynth.anatomy.intensities import Intensities
-from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord, measure_scar
+from nnunet_lgesynth.anatomy.measure import ScarRecord, measure_scar
+from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import Roles
@@ -33,14 +35,15 @@ class Subject:
 
     @classmethod
     def of(cls, fold: Fold, case: Case) -> Subject:
-        """Measure a case; `UserError` where no slice has a closed ring or the image is constant."""
-        roles = fold.info.roles
-        anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame)
-        if not anatomy.rings.any():
-            raise UserError(f"{case.identifier}: no slice has a closed myocardial ring (label "
-                            f"{roles.myocardium} around {roles.cavity}); are the roles right? "
-                            "See: lgesynth doctor")
-        channel = roles.lge_channel
+        """Measure a case; `UserError` where no slice shows the LV or the image is constant."""
+        roles, channel = fold.info.roles, fold.info.roles.lge_channel
+        anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame,
+                           case.image[channel], fold.insertion(case))
+        if not anatomy.covered.any():
+            raise UserError(f"{case.identifier}: no slice has a wall (labels {list(roles.wall)}) "
+                            f"around a cavity (label {roles.cavity}); "
+                            f"{'; '.join(anatomy.notes) or 'are the roles right?'} See: lgesynth "
+                            "doctor")
         return cls(case, channel, anatomy,
                    Intensities.measure(case.image[channel], case.labels[0], anatomy, roles))
 
@@ -53,6 +56,16 @@ class Subject:
     def labels(self) -> np.ndarray:
         """(Z, Y, X) label values."""
         return self.case.labels[0]
+
+    def judged(self, judge, slices: Sequence[int],
+               after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A segmenter's label maps (n, Y, X) of these slices as they are, and with `after`
+        (C, n, Y, X) in their place."""
+        both = np.concatenate([self.case.image[:, slices], after], axis=1).swapaxes(0, 1)
+        maps = judge.predict(torch.from_numpy(np.ascontiguousarray(both)),
+                             centre=self.anatomy.lv_centre)
+        maps = np.asarray(maps.cpu())
+        return maps[:len(slices)], maps[len(slices):]
 
     def scar(self, roles: Roles) -> ScarRecord | None:
         """What its scar measures; None if there is too little."""

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from nnunet_lgesynth.anatomy.priors import Prior, ScarRecord
-from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
+from nnunet_lgesynth.anatomy.measure import ScarRecord
+from nnunet_lgesynth.anatomy.priors import Prior
+from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.generators.condition import Condition, Request, conditions, paste_array
@@ -62,13 +62,13 @@ class Sample:
 
 def prepare(fold: Fold, name: str) -> tuple[Prior, list[Subject]]:
     """The prior fitted on the training cases' real scars, and the hearts one can paint into: those
-    with scar-free slices in at least half of their rings."""
+    with scar-free slices in at least half of their slices."""
     subjects = read_subjects(fold, fold.train)
     paintable = [s for s in subjects if s.anatomy.paintable.sum() >=
-                 max(1, s.anatomy.rings.sum() // 2)]
+                 max(1, s.anatomy.covered.sum() // 2)]
     if not paintable:
         raise UserError(f"{fold.dataset} fold {fold.fold}: no training case has scar-free slices "
-                        "with a closed myocardial ring in at least half of its heart, so there is "
+                        "with a wall around the cavity in at least half of its heart, so there is "
                         "nothing to paint into; add scar-free cases.")
     return measure_prior(subjects, fold, name), paintable
 
@@ -110,7 +110,10 @@ def _scar_free(heart: Subject) -> bool:
 
 def _draw(prior: Prior, heart: Subject, config: QCConfig, rng: np.random.Generator):
     for _ in range(DRAWS):
-        spec = prior.draw(heart.anatomy, rng)
+        try:
+            spec = prior.draw(heart.anatomy, rng)
+        except Unreachable:          # this heart is too small for all that the prior drew
+            return None
         mask = paint_mask(heart.anatomy, spec)
         if ((mask > 0).sum(axis=(1, 2)) >= config.min_pixels).any():
             return spec, mask
@@ -160,22 +163,12 @@ def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condit
     after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
     for k, draft in enumerate(generator.drafts(list(asked.values()), seeds)):
         after[heart.channel, k] = paste_array(heart.lge[slices[k]], draft, asked[slices[k]])
-    before_judged, after_judged = _judge(judge, heart, slices, after)
+    before_judged, after_judged = ([None] * len(slices),) * 2 if judge is None else \
+        heart.judged(judge, slices, after)
     return [(z, Painted(heart.lge[z], after[heart.channel, k], heart.labels[z], request.mask[z],
                         asked[z].weight, request.contrast, request.healthy, heart.intensities,
                         before_judged[k], after_judged[k]), after[:, k])
             for k, z in enumerate(slices)]
-
-
-def _judge(judge, heart: Subject, slices: Sequence[int], after: np.ndarray):
-    """The judge's label maps before and after, or Nones without a judge."""
-    if judge is None:
-        return [None] * len(slices), [None] * len(slices)
-    both = np.concatenate([heart.case.image[:, slices], after], axis=1).swapaxes(0, 1)
-    maps = judge.predict(torch.from_numpy(np.ascontiguousarray(both)),
-                         centre=heart.anatomy.lv_centre)
-    maps = np.asarray(maps.cpu())
-    return maps[:len(slices)], maps[len(slices):]
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT
 from nnunet_lgesynth.anatomy.priors import Prior
-from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, paint_mask
+from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, Unreachable, paint_mask
 from nnunet_lgesynth.config import FitConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.condition import Condition, Request, conditions
@@ -71,7 +71,7 @@ class SliceSet:
                 if item.request.any():
                     scarred.append(item)
         if not scarred:
-            raise UserError("No training slice with a closed myocardial ring holds a scar, so "
+            raise UserError("No training slice with a wall around the cavity holds a scar, so "
                             "there is nothing to learn from; check the roles with: lgesynth doctor")
         return cls(fold, config, tuple(subjects), prior, tuple(real), tuple(scarred),
                    tuple(_drawn_items(subjects, prior, config)))
@@ -83,7 +83,7 @@ def _real_items(subject: Subject, fold: Fold, config: FitConfig) -> list[Item]:
     if roles.no_reflow is not None:
         mask[subject.labels == roles.no_reflow] = NO_REFLOW
     items = []
-    for z in np.flatnonzero(subject.anatomy.rings):
+    for z in np.flatnonzero(subject.anatomy.covered):
         image = subject.intensities.apply(subject.lge[z])
         contrasts = [float(np.median(image[mask[z] == v])) if (mask[z] == v).any() else 0.0
                      for v in (SCAR, NO_REFLOW)]
@@ -94,13 +94,16 @@ def _real_items(subject: Subject, fold: Fold, config: FitConfig) -> list[Item]:
 def _drawn_items(subjects: Sequence[Subject], prior: Prior, config: FitConfig) -> list[Item]:
     paintable = [s for s in subjects if s.anatomy.paintable.any()]
     if not paintable:
-        raise UserError("No training case has a scar-free slice with a closed myocardial ring, so "
+        raise UserError("No training case has a scar-free slice with a wall around the cavity, so "
                         "there is none to paint into.")
     rng = np.random.default_rng([config.seed, 1])
     asked = []
     for i in range(min(DRAWN_LESIONS, 20 * len(paintable))):
         subject = paintable[i % len(paintable)]
-        spec = prior.draw(subject.anatomy, rng)
+        try:
+            spec = prior.draw(subject.anatomy, rng)
+        except Unreachable:
+            continue
         mask = paint_mask(subject.anatomy, spec)
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
             contrasts = (spec.contrast, spec.no_reflow_contrast)

@@ -21,15 +21,15 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT, VOCABULARY
+from nnunet_lgesynth.anatomy.caption import LONGEST, VOCABULARY
 from nnunet_lgesynth.config import FitConfig, UserError
 
 __all__ = ["NULL_CAPTION", "TextEncoder", "build_text"]
 
 NULL_CAPTION = ""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-OWN_LENGTH = 16               # the longest caption has 10 words, with [CLS] and [SEP] 12
-FOREIGN_LENGTH = 32           # word pieces of a biomedical BERT
+OWN_LENGTH = LONGEST + 2      # with [CLS] and [SEP]
+FOREIGN_LENGTH = 128          # word pieces of a biomedical BERT
 HEAD_WIDTH = 16
 PROJECTION_FILE = "projection.safetensors"
 
@@ -89,6 +89,10 @@ class TextEncoder(nn.Module):
     def load(cls, folder: Path) -> TextEncoder:
         """Read what `save` wrote, frozen."""
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        own = isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+        if own and (unknown := set(VOCABULARY) - set(tokenizer.get_vocab())):
+            raise UserError(f"{folder} was fitted with other captions (it does not know "
+                            f"{', '.join(sorted(unknown)[:3])}): fit the generator again.")
         model = AutoModel.from_pretrained(folder, local_files_only=True, **_no_pooler(folder))
         projection: nn.Module = nn.Identity()
         if (folder / PROJECTION_FILE).is_file():
@@ -112,7 +116,7 @@ def build_text(config: FitConfig) -> TextEncoder:
 
 
 def _own_encoder(config: FitConfig) -> TextEncoder:
-    words = (*SPECIAL, *sorted({*VOCABULARY, *NO_ENHANCEMENT.split()}))
+    words = (*SPECIAL, *VOCABULARY)
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
