@@ -16,7 +16,10 @@ import sys
 from pathlib import Path
 
 from nnunet_lgesynth import __version__
-from nnunet_lgesynth.config import PRESETS, UserError
+from nnunet_lgesynth.cli_flags import fold_name
+from nnunet_lgesynth.cli_samples import add_anatomy, add_synthesize
+from nnunet_lgesynth.cli_train import add_benchmark, add_fit, add_train, benchmark, fit, train
+from nnunet_lgesynth.config import UserError
 
 __all__ = ["main"]
 
@@ -28,11 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run is not _train:
+    if rest and arguments.run is not train:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
-        if arguments.run in (_fit, _train, _benchmark):
+        if arguments.run in (fit, train, benchmark):
             from nnunet_lgesynth.dataset.case import nnunet_path
 
             _ = nnunet_path("nnUNet_preprocessed"), nnunet_path("nnUNet_results")
@@ -57,35 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         "Synthetic myocardial scars for nnU-Net: fit, train, compare with real-only."))
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_convert, _add_roles, _add_doctor, _add_trainers, _add_fit,
-                _add_train, _add_benchmark):
+    for add in (_add_demo, _add_convert, _add_roles, _add_doctor, add_anatomy, _add_trainers,
+                add_fit, add_synthesize, add_train, add_benchmark):
         add(commands)
     return parser
-
-
-def _fold_flags(parser, fold: bool = True) -> None:
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-c", default="2d", metavar="CONFIG", help="configuration (default 2d)")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    if fold:
-        parser.add_argument("-f", required=True, type=_fold, metavar="FOLD",
-                            help="fold number or 'all'")
-
-
-def _device_flag(parser) -> None:
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"),
-                        help="where to compute (default cuda)")
-
-
-def _budget_flags(parser) -> None:
-    parser.add_argument("--epochs", type=int, help="instead of nnU-Net's 1000, in every arm")
-    parser.add_argument("--iterations", type=int, help="per epoch, instead of 250")
-
-
-def _fold(text: str) -> int | str:
-    if text == "all" or text.isdigit():
-        return text if text == "all" else int(text)
-    raise argparse.ArgumentTypeError(f"a fold is a number or 'all', not {text!r}")
 
 
 def _add_demo(commands) -> None:
@@ -113,7 +91,8 @@ def _add_convert(commands) -> None:
     parser.set_defaults(run=_convert)
 
 
-CONVERTERS = {"emidec": "nnunet_lgesynth.dataset_conversion.Dataset115_EMIDEC"}
+CONVERTERS = {"emidec": "nnunet_lgesynth.dataset_conversion.Dataset115_EMIDEC",
+              "myops": "nnunet_lgesynth.dataset_conversion.Dataset117_MyoPS"}
 
 
 def _convert(arguments) -> int:
@@ -160,7 +139,7 @@ def _add_doctor(commands) -> None:
     parser.add_argument("-d", metavar="DATASET", help="dataset id or name")
     parser.add_argument("-c", default="2d", metavar="CONFIG")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
-    parser.add_argument("-f", default=0, type=_fold, metavar="FOLD")
+    parser.add_argument("-f", default=0, type=fold_name, metavar="FOLD")
     parser.add_argument("-device", default=None, choices=("cuda", "cpu", "mps"))
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_doctor)
@@ -192,114 +171,4 @@ def _trainers(arguments) -> int:
 
     print(trainers_folder() if arguments.path else
           "\n".join(f"{name:28} {line}" for name, line in list_trainers()))
-    return 0
-
-
-def _add_fit(commands) -> None:
-    parser = commands.add_parser("fit", help="fit the inpainter on a fold's training cases")
-    _fold_flags(parser)
-    parser.add_argument("--preset", default="gpu-2d", choices=sorted(PRESETS))
-    parser.add_argument("--reward", metavar="DIR", help=(
-        "fold folder of the nnU-Net that judges (default: the stock trainer's, same fold)"))
-    parser.add_argument("--text-encoder", metavar="PATH", help="transformers model: path or hub id")
-    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")
-    _device_flag(parser)
-    parser.set_defaults(run=_fit)
-
-
-def _fit(arguments) -> int:
-    from nnunet_lgesynth.pool.generator import fit_generator
-
-    config = PRESETS[arguments.preset]
-    if arguments.text_encoder:
-        config = dataclasses.replace(config, text_encoder=arguments.text_encoder)
-    folder = fit_generator(arguments.d, arguments.c, arguments.f, arguments.p, config,
-                           arguments.reward, arguments.device, arguments.resume,
-                           arguments.dry_run)
-    print(f"{'Would write' if arguments.dry_run else 'Fitted'} {folder}")
-    return 0
-
-
-NNUNET_FLAGS = ("pretrained_weights", "num_gpus")
-
-
-def _add_train(commands) -> None:
-    parser = commands.add_parser("train", help="nnUNetv2_train with the plugin's trainers found",
-                                 epilog="Every other flag goes to nnUNetv2_train.")
-    parser.add_argument("dataset")
-    parser.add_argument("configuration")
-    parser.add_argument("fold", type=_fold)
-    parser.add_argument("-tr", default="nnUNetTrainerLGESynth", metavar="TRAINER")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    _budget_flags(parser)
-    for flag in NNUNET_FLAGS:        # named here, or -p would take them for its own
-        parser.add_argument(f"-{flag}")
-    parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
-    parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
-    parser.add_argument("--generator", metavar="DIR", help="fold folder of a fitted generator")
-    _device_flag(parser)
-    parser.set_defaults(run=_train)
-
-
-def _train(arguments) -> int:
-    from nnunet_lgesynth.dataset.case import Fold
-    from nnunet_lgesynth.discovery import add_to_environment, find_trainer, list_trainers
-    from nnunet_lgesynth.pool.generator import usable_device
-
-    if arguments.tr in dict(list_trainers()):      # nnU-Net would fail later, less readably
-        Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
-        usable_device(arguments.device)
-    add_to_environment()
-    given = {f: v for f in ("epochs", "iterations", "seed", "probability", "generator")
-             if (v := getattr(arguments, f)) is not None}
-    find_trainer(arguments.tr, [f"--{f}" for f in given])
-    os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})
-    from nnunetv2.run.run_training import run_training_entry
-
-    before = sys.argv
-    sys.argv = ["nnUNetv2_train", arguments.dataset, arguments.configuration, str(arguments.fold),
-                "-tr", arguments.tr, *arguments.rest]
-    for flag in ("p", "device", *NNUNET_FLAGS):
-        if (value := getattr(arguments, flag)) is not None:
-            sys.argv += [f"-{flag}", value]
-    try:
-        run_training_entry()
-    except SystemExit as stop:
-        if isinstance(stop.__cause__, UserError):    # the trainer has logged it, see there
-            raise stop.__cause__ from None
-        raise
-    finally:
-        sys.argv = before
-    return 0
-
-
-def _add_benchmark(commands) -> None:
-    parser = commands.add_parser("benchmark", help="train what is missing, compare the arms")
-    _fold_flags(parser, fold=False)
-    parser.add_argument("--arms", nargs="+", default=["real", "paint", "lgesynth"],
-                        metavar="ARM", help="real, paint, lgesynth or any trainer's name")
-    parser.add_argument("--folds", nargs="+", type=int, default=[0])
-    parser.add_argument("--seeds", type=int, default=1, help="how many, counted from 0")
-    parser.add_argument("--preset", default="gpu-2d", choices=sorted(PRESETS))
-    parser.add_argument("--images", metavar="DIR", help="external test images")
-    parser.add_argument("--labels", metavar="DIR", help="their labels")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--plan", action="store_true", help="only print the commands")
-    parser.add_argument("-o", required=True, metavar="DIR", help="output folder")
-    _budget_flags(parser)
-    _device_flag(parser)
-    parser.set_defaults(run=_benchmark)
-
-
-def _benchmark(arguments) -> int:
-    from nnunet_lgesynth.benchmark.run import benchmark
-
-    outcome = benchmark(
-        arguments.d, arguments.c, arguments.arms, arguments.folds, arguments.seeds,
-        Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
-        epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
-        labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs)
-    print("\n".join(outcome["plan"]) if arguments.plan else
-          f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

@@ -65,3 +65,27 @@ def heart():
         noise = np.random.default_rng(seed).normal(0, 0.03, labels.shape)
         return Heart((LEVELS[labels] + noise).astype(np.float32), labels, spacing)
     return make
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """nnU-Net's folders with `tiny_raw.write_phantom_dataset`; tests leave them as they are."""
+    from tiny_raw import write_phantom_dataset
+    from tiny_training import enter_nnunet
+
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_nnunet(patch, folder)
+        write_phantom_dataset(folder)
+    return folder
+
+
+@pytest.fixture
+def phantom_fold(world, monkeypatch):
+    """Fold 0 of `world`, with nnU-Net's variables set."""
+    from tiny_training import enter_nnunet
+
+    from nnunet_lgesynth.dataset.case import Fold
+
+    enter_nnunet(monkeypatch, world)
+    return Fold.open(115, "2d", 0)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.roles import DatasetInfo, write_info
 
-__all__ = ["Region", "SourceCase", "make_splits", "write_raw_dataset"]
+__all__ = ["Region", "SourceCase", "make_splits", "swap_in", "write_image", "write_raw_dataset"]
 
 SPLIT_SEED = 12345   # nnU-Net's own
 
@@ -56,10 +56,14 @@ class Region:
 
 def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *,
                       channel_names: dict[str, str], labels: dict[str, int], info: DatasetInfo,
-                      reference: str, licence: str, region: Region | None = None,
-                      overwrite: bool = False) -> Path:
+                      reference: str, licence: str, values: dict[int, int] | None = None,
+                      region: Region | None = None, overwrite: bool = False) -> Path:
     """Write `raw/name` with imagesTr/labelsTr (imagesTs for unlabelled cases), `dataset.json`,
-    `lgesynth.json` and a patient-level, stratified `splits_final.json`; returns the folder."""
+    `lgesynth.json` and a patient-level, stratified `splits_final.json`; returns the folder.
+
+    `values` translates the label files' values to those of `labels`; default: they are the same.
+    """
+    values = values or {v: v for v in labels.values()}
     target = Path(raw) / name
     _refuse_existing(target, overwrite)
     partial = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}.part")
@@ -67,7 +71,7 @@ def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *
         (partial / "imagesTr").mkdir(parents=True)
         (partial / "labelsTr").mkdir()
         for case in tqdm(cases, desc=f"Writing {name}", unit="case"):
-            _write_case(partial, case, set(labels.values()), info, region)
+            _write_case(partial, case, values, info, region)
         labelled = [c for c in cases if c.labels is not None]
         write_json(partial / "dataset.json", {
             "name": name, "channel_names": channel_names, "labels": labels,
@@ -97,6 +101,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def swap_in(partial: Path, target: Path) -> None:
+    """Put a finished folder in the place of `target`, which stays whole if that fails."""
     old = target.with_name(partial.name + ".old")
     if target.exists():
         os.rename(target, old)
@@ -108,7 +113,7 @@ def swap_in(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_case(folder: Path, case: SourceCase, allowed: set[int], info: DatasetInfo,
+def _write_case(folder: Path, case: SourceCase, values: dict[int, int], info: DatasetInfo,
                 region: Region | None) -> None:
     images = [_read(path, case.identifier) for path in case.images]
     for path, image in zip(case.images, images):
@@ -118,18 +123,18 @@ def _write_case(folder: Path, case: SourceCase, allowed: set[int], info: Dataset
     if case.labels is not None:
         labels = _read(case.labels, case.identifier)
         _check_geometry(labels, images[0], f"{case.identifier}: {case.labels}")
-        labels = _checked_labels(labels, allowed, info, case)
+        labels = _checked_labels(labels, values, info, case)
     if region is not None:
         images, labels = _crop(images, labels, info, region)
     split = "Tr" if labels is not None else "Ts"
     (folder / f"images{split}").mkdir(exist_ok=True)
     for channel, image in enumerate(images):
-        _write(image, folder / f"images{split}" / f"{case.identifier}_{channel:04d}.nii.gz")
+        write_image(image, folder / f"images{split}" / f"{case.identifier}_{channel:04d}.nii.gz")
     if labels is not None:
-        _write(labels, folder / "labelsTr" / f"{case.identifier}.nii.gz")
+        write_image(labels, folder / "labelsTr" / f"{case.identifier}.nii.gz")
 
 
-def _write(image: sitk.Image, path: Path) -> None:
+def write_image(image: sitk.Image, path: Path) -> None:
     """Write and read back: ITK cuts a NIfTI file short without a word when the disk is full."""
     try:
         sitk.WriteImage(image, str(path))
@@ -174,20 +179,22 @@ def _check_geometry(image: sitk.Image, first: sitk.Image, what: str) -> None:
                             "export both from the same series.")
 
 
-def _checked_labels(labels: sitk.Image, allowed: set[int], info: DatasetInfo,
+def _checked_labels(labels: sitk.Image, values: dict[int, int], info: DatasetInfo,
                     case: SourceCase) -> sitk.Image:
-    """The labels as uint8, if they are allowed ones and show a heart."""
+    """The labels translated by `values`, as uint8, if they are known ones and show a heart."""
     what = f"{case.identifier}: {case.labels}"
     found = np.unique(sitk.GetArrayViewFromImage(labels))
-    strange = [f"{v:g}" for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in allowed)]
+    strange = [f"{v:g}" for v in found.tolist() if not any(abs(v - a) < 1e-3 for a in values)]
     if strange:
         raise UserError(f"{what} holds labels {', '.join(strange[:5])}; allowed are "
-                        f"{sorted(allowed)}: relabel it, or remove the file.")
-    present = {round(v) for v in found.tolist()}
+                        f"{sorted(values)}: relabel it, or remove the file.")
+    stored = [round(v) for v in found.tolist()]
+    present = {values[v] for v in stored}
     if info.roles.cavity not in present or not present & set(info.roles.wall):
-        raise UserError(f"{what} has no LV cavity or no myocardium (labels {sorted(present)}); "
+        raise UserError(f"{what} has no LV cavity or no myocardium (labels {stored}); "
                         "mend it, or remove the file to convert the case without labels.")
-    return sitk.Cast(sitk.Round(sitk.Cast(labels, sitk.sitkFloat32)), sitk.sitkUInt8)
+    whole = sitk.Cast(sitk.Round(sitk.Cast(labels, sitk.sitkFloat32)), sitk.sitkInt32)
+    return sitk.Cast(sitk.ChangeLabel(whole, values), sitk.sitkUInt8)
 
 
 def _crop(images: list[sitk.Image], labels: sitk.Image | None, info: DatasetInfo,
