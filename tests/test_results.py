@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_lgesynth.anatomy.priors import PRIORS
 from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
 from nnunet_lgesynth.benchmark.report import markdown_table
 
@@ -40,6 +41,50 @@ def test_recorded_rows_are_told_apart_and_belong_together(path):
 def test_the_readme_shows_the_table_of_the_committed_numbers():
     rows = json.loads((RESULTS / "emidec_roi_fold0.json").read_text())
     assert markdown_table(rows) in (RESULTS.parents[1] / "README.md").read_text()
+
+
+def by_arm(rows: list[dict]) -> dict[str, dict[str, float]]:
+    arms: dict[str, dict[str, float]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], {})[row["metric"]] = row["value"]
+    return arms
+
+
+def realism_table(arms) -> str:
+    """Each cell: distance to the validation scars / to the training scars."""
+    columns = {"bull's-eye correlation": "bulls_eye_correlation", "burden": "ks_burden",
+               "transmurality": "ks_transmurality", "angular extent": "ks_extent",
+               "slices": "ks_slice_share", "no-reflow": "ks_no_reflow"}
+    lines = [f"| prior | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in ("train", *PRIORS):
+        cells = [f"{arms[name][m]:.2f} / {arms[name][f'{m}_to_train']:.2f}"
+                 for m in columns.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def control_table(arms) -> str:
+    columns = {"burden error, % of the myocardium": ("mask_burden_error", 100, ".3f"),
+               "transmurality error": ("mask_transmurality_error", 1, ".3f")}
+    lines = [f"| | {', median (95th percentile) | '.join(columns)}, median (95th percentile) | "
+             "segments outside | refused |", "|---|---|---|---|---|"]
+    for name in ("stack", "one slice"):
+        cells = [f"{arms[name][f'{m}_median'] * k:{f}} ({arms[name][f'{m}_p95'] * k:{f}})"
+                 for m, k, f in columns.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | "
+                     f"{arms[name]['segments_outside_request']:.0f} | "
+                     f"{arms[name]['requests_refused']:.0%} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_show_the_committed_measures_of_control():
+    arms = by_arm(json.loads((RESULTS / "anatomy_fold4.json").read_text()))
+    text = (RESULTS.parents[1] / "docs" / "control.md").read_text()
+    assert realism_table(arms) in text and control_table(arms) in text
+    told = arms["stack"]
+    assert (f"the median error is {told['mask_burden_error_median']:.3%} of the myocardium and "
+            f"{told['mask_transmurality_error_median']:.3f} of the wall's thickness"
+            in (RESULTS.parents[1] / "README.md").read_text())
 
 
 def test_no_result_tells_of_the_machines_folders():
