@@ -10,8 +10,9 @@ from tiny_inpaint import tiny_config
 from tiny_nnunet import write_tiny_model
 from tiny_raw import NAME, NORMAL, arrays
 
+from nnunet_lgesynth import cli_samples
 from nnunet_lgesynth.anatomy.measure import measure
-from nnunet_lgesynth.anatomy.priors import Asked
+from nnunet_lgesynth.anatomy.priors import PRIORS, Asked
 from nnunet_lgesynth.cli import main
 from nnunet_lgesynth.dataset.raw_case import RawCase, Stored
 from nnunet_lgesynth.generators.paint import Painter
@@ -233,10 +234,16 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(fold, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_help_names_every_prior():
+    """The list stands apart from the priors so that --help need not import them."""
+    assert set(cli_samples.PRIORS) == set(PRIORS)
+
+
 def test_results_of_another_run_are_not_overwritten(fold, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    assert ask(tmp_path / "out") == 2 and "is not empty" in capsys.readouterr().err
+    assert ask(tmp_path / "out") == 2 and "not an empty folder" in capsys.readouterr().err
+    assert ask(tmp_path / "out" / "mine.txt") == 2
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 

@@ -75,9 +75,9 @@ def write_samples(fold: Fold, generator, judge, prior: Prior, asked: Asked, case
 
     With one case, a request that it cannot hold is an error; of several, another is taken.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder with -o, or move it away.")
+    out = Path(out).absolute()
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; name a new one with -o, or move it away.")
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}.")
     make_folder(out.parent)

@@ -89,7 +89,8 @@ class TextEncoder(nn.Module):
     def load(cls, folder: Path) -> TextEncoder:
         """Read what `save` wrote, frozen."""
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        own = isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+        backend = getattr(tokenizer, "backend_tokenizer", None)       # a slow one has none
+        own = backend is not None and isinstance(backend.model, WordLevel)
         if own and (unknown := set(VOCABULARY) - set(tokenizer.get_vocab())):
             raise UserError(f"{folder} was fitted with other captions (it does not know "
                             f"{', '.join(sorted(unknown)[:3])}): fit the generator again.")
