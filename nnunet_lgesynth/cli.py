@@ -47,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in USER_ERRNO:
             raise
         where = error.filename or os.environ.get("nnUNet_results", "the output folder")
-        print(f"lgesynth: error: {where}: {error.strerror}; free space or correct the permissions, "
-              "then go on: a training with --c, a fit with --resume.", file=sys.stderr)
+        resume = ", then go on: a training with --c, a fit with --resume" \
+            if arguments.run in (fit, train, benchmark) else ""
+        print(f"lgesynth: error: {where}: {error.strerror}; free space or correct the permissions"
+              f"{resume}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lgesynth: interrupted.", file=sys.stderr)

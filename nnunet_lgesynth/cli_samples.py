@@ -26,12 +26,14 @@ def _anatomy(arguments) -> int:
     import numpy as np
 
     from nnunet_lgesynth.anatomy.heart import describe
+    from nnunet_lgesynth.dataset.case import check_roles, read_json
     from nnunet_lgesynth.dataset.raw_case import RawCase, raw_folder
     from nnunet_lgesynth.dataset.roles import read_info
     from nnunet_lgesynth.pool.sheet import save_anatomy
 
     folder = raw_folder(arguments.d)
     info = read_info(folder)
+    check_roles(info, read_json(folder / "dataset.json", "lgesynth doctor"), folder.name)
     case = RawCase.read(folder, arguments.case).case
     image = case.image[info.roles.lge_channel]
     anatomy = describe(case.labels[0], info.roles, case.spacing, info.frame, image,
@@ -97,12 +99,12 @@ def _synthesize(arguments) -> int:
         _range(name, getattr(arguments, name)) for name in ("burden", "transmurality",
                                                             "no_reflow")))
     fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
-    if arguments.case and arguments.case not in fold.train + fold.val:
+    if arguments.case is not None and arguments.case not in fold.train + fold.val:
         raise UserError(f"There is no case {arguments.case!r} in fold {fold.fold}; cases are "
                         f"named like {fold.train[0]!r}.")
     fitted, hearts = prepare(fold, arguments.prior)
     generator, judge = load_generator(arguments.generator, fold, arguments.device)
-    cases = [arguments.case] if arguments.case else [h.case.identifier for h in hearts]
+    cases = [arguments.case] if arguments.case is not None else [h.case.identifier for h in hearts]
     records = write_samples(fold, generator, judge, Prior(arguments.prior, fitted.records), asked,
                             cases, arguments.n, arguments.seed, Path(arguments.o))
     notes = sorted({f"note: {r['case']}: {note}" for r in records for note in r["notes"]})

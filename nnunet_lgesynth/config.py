@@ -8,6 +8,7 @@ Lengths in millimetres, image sizes in pixels, times in diffusion steps of 1000.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -188,6 +189,11 @@ def make_folder(path: str | Path) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path} cannot be a folder: a file is in the way; name another "
                         "place.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
+            raise
+        raise UserError(f"{path} cannot be a folder ({error.strerror}); name another place.") \
+            from error
     return path
 
 

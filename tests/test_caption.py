@@ -130,6 +130,14 @@ def test_what_is_no_caption_is_refused_with_an_example(change):
         parse_caption(EXAMPLE.replace(*change))
 
 
+@pytest.mark.parametrize("text", [
+    "transmural enhancement of 10 percent burden and 25 percent depth in the mid inferior wall",
+    "midwall enhancement of 10 percent burden and 100 percent depth in the mid inferior wall"])
+def test_a_caption_that_contradicts_itself_is_refused(text):
+    with pytest.raises(UserError, match="contradicts itself: it would be"):
+        parse_caption(text)
+
+
 def test_a_place_is_needed():
     with pytest.raises(UserError, match="is no caption"):
         parse_caption("transmural enhancement of 10 percent burden")

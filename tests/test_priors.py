@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from nnunet_lgesynth.anatomy.aha import TERRITORIES, connected
+from nnunet_lgesynth.anatomy.caption import caption
 from nnunet_lgesynth.anatomy.measure import measure, measure_scar
 from nnunet_lgesynth.anatomy.priors import PRIORS, Asked, Prior
 from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
+from nnunet_lgesynth.anatomy.shapes import SHAPES
 from nnunet_lgesynth.config import UserError
 
 EVERY = pytest.mark.parametrize("name", PRIORS)
@@ -144,7 +146,7 @@ def test_a_core_can_be_asked_for(heart, record):
 @pytest.mark.parametrize("asked", [
     Asked((9,), burden=(0.001, 0.5)), Asked((9,), burden=(0.04, 0.5)), Asked((9,), (0.05, 0.9)),
     Asked(burden=(0.7, 1.0)), Asked((9,), transmurality=(1.0, 1.0))])
-@pytest.mark.parametrize("name", ["sector", "fitted", "smile"])
+@pytest.mark.parametrize("name", ["sector", "fitted", "smile"])     # the others are drawn below
 def test_a_range_that_the_heart_can_meet_is_met(heart, record, name, asked):
     """Whatever the prior's first draw: what the user left open gives way."""
     anatomy = heart(slices=9, size=96).anatomy
@@ -155,11 +157,29 @@ def test_a_range_that_the_heart_can_meet_is_met(heart, record, name, asked):
             not asked.segments or found.segments == asked.segments)
 
 
+@pytest.mark.parametrize("name", ["midwall", "subepicardial"])
+def test_a_range_of_depths_ends_where_the_shape_does(heart, record, name):
+    anatomy = heart(slices=9, size=96).anatomy
+    for spec in draws(Prior(name, (record,)), anatomy, 12, Asked(transmurality=(0.55, 1.0))):
+        assert 0.55 <= spec.transmurality <= SHAPES[name].deepest
+
+
+def test_patchy_foci_are_scattered(heart, record):
+    """And mostly said to be; small scars of one or two foci are named by their layer."""
+    anatomy = heart(slices=9, size=96, spacing=(10.0, 1.2, 1.2)).anatomy
+    prior = Prior("patchy", (record,))
+    texts = [caption(paint_mask(anatomy, s), anatomy) for s in draws(prior, anatomy, 30)]
+    assert np.mean([t.startswith("patchy") for t in texts]) > 0.5
+
+
 def test_a_scar_that_is_not_ischaemic_has_no_core(heart, record):
     for name in ("midwall", "subepicardial", "patchy"):
         with pytest.raises(UserError, match="not ischaemic and has no no-reflow core"):
             Prior(name, (record,)).draw(heart().anatomy, np.random.default_rng(0),
                                         Asked(no_reflow=(0.2, 0.2)))
+        spec = Prior(name, (record,)).draw(heart().anatomy, np.random.default_rng(0),
+                                           Asked(no_reflow=(0.0, 0.3)))
+        assert spec.no_reflow == 0
 
 
 def test_what_the_heart_cannot_hold_is_refused(heart, record):

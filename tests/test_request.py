@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from tiny_inpaint import tiny_config
 from tiny_nnunet import write_tiny_model
 from tiny_raw import NAME, NORMAL, arrays
@@ -181,7 +183,8 @@ def test_the_fitted_inpainter_paints_raw_hearts(fold, world, tmp_path, monkeypat
     monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     write_judge(tmp_path, fold)
-    config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
+    config = tiny_config(crop_pixels=64, vae_steps=1, unet_steps=1, controlnet_steps=1,
+                         reward_steps=0)
     fit_generator(NAME, "2d", 0, "nnUNetPlans", config, None, "cpu")
     assert main(["synthesize", "-d", "115", "-f", "0", "-device", "cpu", "--case", NORMAL, "-o",
                  str(tmp_path / "out"), *MID_SEPTUM]) == 0
@@ -193,6 +196,32 @@ def test_the_fitted_inpainter_paints_raw_hearts(fold, world, tmp_path, monkeypat
     changed = np.flatnonzero((before != after).any(axis=(1, 2)))
     accepted = [int(z) - 1 for z, v in record["verdicts"].items() if v["accepted"]]
     assert changed.tolist() == accepted
+
+
+def test_a_scar_outside_of_the_generators_crop_is_refused(fold, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Painter, "pixels", 24)
+    assert ask(tmp_path / "out", *MID_SEPTUM) == 2
+    assert "lies outside of the 34 mm around the LV" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIOWithReorient", "NibabelIOWithReorient"])
+def test_a_reader_that_turns_the_stack_is_refused(fold, world, tmp_path, monkeypatch, capsys,
+                                                  reader):
+    """Labels would be written to the wrong voxels."""
+    shutil.copytree(world / "nnUNet_raw" / NAME, tmp_path / "raw" / NAME)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    told = tmp_path / "raw" / NAME / "dataset.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {
+        "overwrite_image_reader_writer": reader}))
+    image = tmp_path / "raw" / NAME / "imagesTr" / f"{NORMAL}_0000.nii.gz"
+    labels = tmp_path / "raw" / NAME / "labelsTr" / f"{NORMAL}.nii.gz"
+    for path in (image, labels):
+        turned = sitk.ReadImage(str(path))
+        turned.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+        sitk.WriteImage(turned, str(path))
+    assert ask(tmp_path / "out", *MID_SEPTUM) == 2
+    assert "reader turns the stack" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_turned_axes_come_back(fold, world, tmp_path):

@@ -41,6 +41,7 @@ QUARTERS = (25, 50, 75, 100)
 MOST_LESIONS, MOST_SEGMENTS = 2, 4
 LEAST_SHARE = 0.1             # of the scar, a lesion; of the lesion, a segment
 GAP = 0.15                    # of the wall: nearer than that a scar touches its border
+EVEN = 0.05                   # gaps that differ by less name no border
 PATCHES, MOST_OF_IT = 3, 0.6  # parts of a patchy scar, and what the largest may hold of it
 CORE = 0.2                    # no-reflow's share where a caption asks for it
 _PLUS, _NO_REFLOW = " plus ", " with no reflow core"
@@ -80,7 +81,10 @@ def parse_caption(text: str) -> tuple[ScarSpec, ...]:
     """The requests that a caption describes; `UserError` where it is none."""
     if text.strip() == NO_ENHANCEMENT:
         return ()
-    return tuple(_parsed(part, text) for part in text.strip().split(_PLUS))
+    specs = tuple(_parsed(part, text) for part in text.strip().split(_PLUS))
+    if " depth" in text and caption_of(specs) != text.strip():
+        raise UserError(f"{text!r} contradicts itself: it would be {caption_of(specs)!r}.")
+    return specs
 
 
 def _parsed(part: str, text: str) -> ScarSpec:
@@ -104,11 +108,16 @@ def _lesions(mask: np.ndarray) -> list[np.ndarray]:
     """The largest connected parts of the mask, largest first; a patchy scar is one lesion."""
     parts, n = ndimage.label(mask > 0, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=n + 1)[1:]
-    if n >= PATCHES and sizes.max() < MOST_OF_IT * sizes.sum():
+    if _scattered(sizes):
         return [mask]
     order = np.argsort(-sizes, kind="stable")[:MOST_LESIONS]
     return [np.where(parts == k + 1, mask, 0) for k in order
             if sizes[k] >= LEAST_SHARE * sizes.sum() or k == order[0]]
+
+
+def _scattered(sizes: np.ndarray) -> bool:
+    """Several parts of which none is most of the scar."""
+    return len(sizes) >= PATCHES and sizes.max() < MOST_OF_IT * sizes.sum()
 
 
 def _describe(lesion: np.ndarray, total: int, anatomy: Anatomy) -> str:
@@ -119,8 +128,9 @@ def _describe(lesion: np.ndarray, total: int, anatomy: Anatomy) -> str:
     wall = Wall.of(anatomy, where)
     every = np.arange(len(wall.index))
     depth = wall.transmurality(every)
-    parts = ndimage.label(where, np.ones((3, 3, 3)))[1]
-    layer = "patchy" if parts >= PATCHES else _layer(*wall.gaps(every), depth)
+    parts = ndimage.label(where, np.ones((3, 3, 3)))[0]
+    layer = "patchy" if _scattered(np.bincount(parts.ravel())[1:]) else _layer(*wall.gaps(every),
+                                                                              depth)
     return _text(layer, where.sum() / total, depth, named or [int(order[0])],
                  bool((lesion == NO_REFLOW).any()))
 
@@ -129,18 +139,16 @@ def _layer(inner: float, outer: float, depth: float) -> str:
     """From the gaps to the endocardium and the epicardium, and the transmurality."""
     if _quarter(depth) == QUARTERS[-1]:
         return "transmural"
-    if min(inner, outer) > GAP:
+    if min(inner, outer) > GAP or abs(inner - outer) < EVEN:
         return "midwall"
     return "subendocardial" if inner <= outer else "subepicardial"
 
 
 def _layer_of(spec: ScarSpec) -> str:
-    if SHAPES[spec.shape].blobs:
-        return "patchy"
-    if spec.shape in LAYERS:
-        return spec.shape
+    if spec.shape in LAYERS or spec.transmurality is None:
+        return spec.shape if spec.shape in LAYERS else "patchy"
     half = spec.transmurality / 2
-    low, high = (0.0, spec.transmurality) if spec.shape == "sector" else (
+    low, high = (0.0, spec.transmurality) if spec.shape in ("sector", "smile") else (
         max(spec.depth - half, 0.0), min(spec.depth + half, 1.0))
     return _layer(low, 1 - high, spec.transmurality)
 

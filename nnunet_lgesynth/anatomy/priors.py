@@ -45,6 +45,7 @@ LEAST_DEPTH = 0.15
 LEAST_BURDEN = 0.004
 NON_ISCHAEMIC = ("midwall", "subepicardial", "patchy")
 NON_ISCHAEMIC_BURDEN = 0.15      # at most; larger ones are infarcts in these records
+PATCHY_BURDEN = 0.04             # at most; more foci grow together
 SEPTUM, INFEROLATERAL = np.deg2rad([60.0, 210.0])
 ELLIPSOID_DEPTHS = (1 / 6, 1 / 2, 5 / 6)           # endocardial, mid and epicardial layer
 MOST_CORE = 0.8                  # no-reflow's share of a lesion; a rim of scar stays
@@ -112,18 +113,23 @@ class Prior:
                 ("angle", "extent", "slice", "length"))
         for name in ("burden", "transmurality", "no_reflow"):
             wanted, value = getattr(asked, name), drawn.get(name)
-            if wanted is not None and (value is None or not wanted[0] <= value <= wanted[1]):
+            if wanted is None:
+                continue
+            if name == "transmurality":        # as deep as the shape allows, at most
+                wanted = wanted[0], max(wanted[0], min(wanted[1], SHAPES[drawn["shape"]].deepest))
+            if value is None or not wanted[0] <= value <= wanted[1]:
                 drawn[name] = float(rng.uniform(*wanted))
-        if asked.no_reflow and asked.no_reflow[1] > 0:
-            if self.name in NON_ISCHAEMIC:
+        if self.name in NON_ISCHAEMIC:
+            drawn["no_reflow"] = 0.0
+            if asked.no_reflow and asked.no_reflow[0] > 0:
                 raise UserError(f"A {self.name} scar is not ischaemic and has no no-reflow core; "
                                 "leave --no-reflow out, or choose another prior.")
+        elif drawn["no_reflow"] > 0 and not drawn["no_reflow_contrast"]:
             cores = [r.no_reflow_contrast for r in self.records if r.no_reflow_contrast is not None]
             if not cores:
                 raise UserError("No training scar has a no-reflow core, so its contrast is "
                                 "unknown; leave --no-reflow out.")
-            if not drawn.get("no_reflow_contrast"):
-                drawn["no_reflow_contrast"] = cores[rng.integers(len(cores))]
+            drawn["no_reflow_contrast"] = cores[rng.integers(len(cores))]
         return ScarSpec(**drawn)
 
     def as_dict(self) -> dict:
@@ -276,9 +282,10 @@ def _stripe(shape: str, angle: float) -> Callable[[_Draw], dict]:
 
 def _patchy(draw: _Draw) -> dict:
     rng = draw.rng
-    return {"shape": "patchy", "burden": draw.burden(most=NON_ISCHAEMIC_BURDEN), "depth": 0.5,
-            "angle": float(rng.uniform(0, 2 * np.pi)), "extent": float(rng.uniform(1.5, 4.0)),
-            **draw.along(float(rng.uniform(0.2, 0.9)), float(rng.uniform(0.4, 1.0))),
+    return {"shape": "patchy", "burden": draw.burden(most=PATCHY_BURDEN), "depth": 0.5,
+            "transmurality": float(rng.uniform(0.3, 0.6)),
+            "angle": float(rng.uniform(0, 2 * np.pi)), "extent": float(rng.uniform(2.5, 5.5)),
+            **draw.along(float(rng.uniform(0.2, 0.9)), float(rng.uniform(0.6, 1.0))),
             **draw.contrasts(core=False)}
 
 

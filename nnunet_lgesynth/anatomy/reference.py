@@ -107,7 +107,7 @@ def find_reference(wall: np.ndarray, cavity: np.ndarray, centre: np.ndarray, spa
     convention = Reference.of(frame, "dataset") if known else Reference.of(DISPLAY, "display")
     notes = []
     for found in (_from_rv(wall, rv, centre, spacing, convention, known),
-                  _from_landmark(insertion, centre, spacing, convention),
+                  _from_landmark(insertion, wall.shape, centre, spacing, convention),
                   _from_image(wall | cavity, centre, spacing, convention, image)):
         if isinstance(found, Reference):
             return dataclasses.replace(found, note="; ".join(n for n in (*notes, found.note) if n))
@@ -151,8 +151,8 @@ def _from_rv(wall, rv, centre, spacing, convention: Reference, known: bool):
     if spread > MAX_SPREAD:
         return (f"the RV's anterior insertion varies by {np.rad2deg(spread):.0f} degrees (sd) "
                 "between slices and was not used")
-    found = convention.turned(mean, "rv", max(spread, np.deg2rad(1.0)))
-    return dataclasses.replace(found, note=note)
+    sure = None if "mirrored" in note else max(spread, np.deg2rad(1.0))
+    return dataclasses.replace(convention.turned(mean, "rv", sure), note=note)
 
 
 def _displayed(towards: np.ndarray) -> tuple[Reference, str]:
@@ -183,10 +183,13 @@ def _arc(angle: np.ndarray) -> tuple[float, float] | None:
     return (float(start), float(width)) if MIN_ARC <= width <= MAX_ARC else None
 
 
-def _from_landmark(insertion, centre, spacing, convention: Reference):
+def _from_landmark(insertion, shape, centre, spacing, convention: Reference):
     known = np.flatnonzero(np.isfinite(centre).all(axis=1))
     if insertion is None or not len(known):
         return None
+    if not all(0 <= v <= n - 1 for v, n in zip(insertion, shape)):
+        return (f"the landmark at voxel {', '.join(f'{v:g}' for v in insertion)} lies outside of "
+                "the stack and was not used")
     nearest = known[np.argmin(np.abs(known - insertion[0]))]
     away = (np.array(insertion[1:]) - centre[nearest]) * spacing[1:]
     if not np.hypot(*away) > 1e-6:

@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
-__all__ = ["Case", "Fold", "dataset_name", "nnunet_path", "read_json"]
+__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "read_json"]
 
 DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
 FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
@@ -104,7 +104,7 @@ class Fold:
             raise UserError(f"Configuration {configuration!r} is 3D; scars are painted slice by "
                             "slice so far, use -c 2d.")
         info = _info(plans["dataset_name"], folder.parent)
-        _check_roles(info, dataset_json, plans["dataset_name"])
+        check_roles(info, dataset_json, plans["dataset_name"])
         info = replace(info, frame=_stored_frame(info.frame, plans["transpose_forward"]))
         return cls(plans["dataset_name"], plans, configuration, fold, Path(folder),
                    tuple(sorted(train)), tuple(sorted(val)), dataset_json, info)
@@ -208,7 +208,7 @@ def _info(dataset: str, preprocessed: Path) -> DatasetInfo:
     return read_info(preprocessed)    # clusters often hold the preprocessed folder alone
 
 
-def _check_roles(info: DatasetInfo, dataset_json: dict, dataset: str) -> None:
+def check_roles(info: DatasetInfo, dataset_json: dict, dataset: str) -> None:
     """Roles and channel must be ones that `dataset.json` has."""
     known = {int(v) for label, value in dataset_json["labels"].items() if label != "ignore"
              for v in (value if isinstance(value, (list, tuple)) else [value])}

@@ -72,6 +72,19 @@ class RawCase:
                     tuple(float(properties["spacing"][a]) for a in axes))
         return cls(case, tuple(map(Path, images)), Path(labels), tuple(axes))
 
+    def require_same_axes(self) -> None:
+        """Refuse a case whose nnU-Net reader turns the stack: it could not be written back."""
+        files = (*zip(self.images, self.case.image), (self.labels, self.case.labels[0]))
+        for path, array in files:
+            stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            array = array.transpose(np.argsort(self.axes))
+            if stored.size != array.size or not np.array_equal(
+                    stored.reshape(array.shape).astype(array.dtype), array):
+                raise UserError(
+                    f"{self.case.identifier}: nnU-Net's reader turns the stack of {path.name} "
+                    "(overwrite_image_reader_writer in dataset.json), so a sample cannot be "
+                    "written back in its geometry; use a dataset that is read by SimpleITKIO.")
+
     def write(self, changed: Case, folder: Path, name: str) -> list[Path]:
         """Write `images/<name>_000c.nii.gz` and `labels/<name>.nii.gz`; returns the files.
 

@@ -23,9 +23,11 @@ from nnunet_lgesynth.anatomy.caption import caption, caption_of
 from nnunet_lgesynth.anatomy.measure import measure
 from nnunet_lgesynth.anatomy.priors import Asked, Prior
 from nnunet_lgesynth.anatomy.scar import Unreachable, paint_mask
+from nnunet_lgesynth.anatomy.shapes import SHAPES
 from nnunet_lgesynth.config import QCConfig, UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.raw_case import RawCase, Stored, raw_folder
+from nnunet_lgesynth.generators.condition import Crop
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.pool.sheet import save_sample
 from nnunet_lgesynth.pool.synthesize import Sample, paint_case
@@ -65,6 +67,7 @@ def _tensor(array: np.ndarray):
 def read_raw_subject(fold: Fold, identifier: str) -> RawSubject:
     """The raw case, measured; `UserError` where it cannot be."""
     raw = RawCase.read(raw_folder(fold.dataset), identifier, fold.plans["transpose_forward"])
+    raw.require_same_axes()
     plain = Subject.of(fold, raw.case)
     return RawSubject(plain.case, plain.channel, plain.anatomy, plain.intensities, fold, raw)
 
@@ -75,7 +78,7 @@ def write_samples(fold: Fold, generator, judge, prior: Prior, asked: Asked, case
 
     With one case, a request that it cannot hold is an error; of several, another is taken.
     """
-    out = Path(out).absolute()
+    out = Path(out).resolve()
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one with -o, or move it away.")
     if n < 1:
@@ -99,28 +102,39 @@ def _samples(fold: Fold, generator, judge, prior: Prior, asked: Asked, cases: Se
     config = dataclasses.replace(QCConfig(), min_pixels=1)     # every slice that was asked for
     for k in range(n):
         rng = np.random.default_rng([seed, k])
-        heart, spec = _draw(fold, prior, asked, cases, rng)
-        mask = paint_mask(heart.anatomy, spec)
+        heart, spec, mask = _draw(fold, generator, prior, asked, cases, rng)
         sample = paint_case(fold, generator, heart, spec, mask, judge, config,
                             seed=int(rng.integers(2 ** 31)))
         name = f"{heart.case.identifier}_synth{k:03d}"
         files = heart.raw.write(sample.case, folder, name)
         record = _record(name, heart, sample, mask, asked, prior, generator)
         sheet = save_sample(folder / "sheets" / f"{name}.png", heart, sample.case, mask, record)
-        yield {**record, "files": [str(p.relative_to(folder)) for p in (*files, sheet)]}
+        yield {**record, "files": [p.relative_to(folder).as_posix() for p in (*files, sheet)]}
 
 
-def _draw(fold: Fold, prior: Prior, asked: Asked, cases: Sequence[str], rng: np.random.Generator):
+def _draw(fold: Fold, generator, prior: Prior, asked: Asked, cases: Sequence[str],
+          rng: np.random.Generator):
     order = rng.permutation(len(cases))
     for i in order:
         heart = read_raw_subject(fold, cases[i])
         try:
-            return heart, prior.draw(heart.anatomy, rng, asked)
+            spec = prior.draw(heart.anatomy, rng, asked)
+            return heart, spec, _inside_crop(heart, generator, paint_mask(heart.anatomy, spec))
         except Unreachable as error:
             refused = error
     if len(cases) == 1:
         raise UserError(f"{cases[0]}: {refused}")
     raise UserError(f"None of the {len(cases)} hearts can hold this; {cases[order[-1]]}: {refused}")
+
+
+def _inside_crop(heart: RawSubject, generator, mask: np.ndarray) -> np.ndarray:
+    """The mask, if the generator sees all of it."""
+    crop = Crop.around(heart.anatomy.lv_centre, heart.anatomy.spacing[1:], generator.pixels,
+                       generator.mm)
+    if (mask > 0)[:, ~crop.covers(mask.shape[1:])].any():
+        raise Unreachable(f"The scar lies outside of the {generator.pixels * generator.mm:.0f} mm "
+                          f"around the LV that the generator {generator.name!r} paints.")
+    return mask
 
 
 def _record(name: str, heart: RawSubject, sample: Sample, mask: np.ndarray, asked: Asked,
@@ -146,7 +160,8 @@ def _record(name: str, heart: RawSubject, sample: Sample, mask: np.ndarray, aske
                    "no_reflow_error": abs(found["no_reflow"] - wanted["no_reflow"]),
                    "segment_jaccard": len(shared) / max(len(both), 1)},
         "caption": caption(mask, heart.anatomy),
-        "caption_asked": caption_of([spec]) if spec.segments else None,
+        "caption_asked": caption_of([spec]) if spec.segments and not SHAPES[spec.shape].blobs
+        else None,
         "spec": dataclasses.asdict(spec),
         "verdicts": {str(z + 1): v.as_dict() for z, v in sample.verdicts.items()},
         "slices_accepted": len(sample.slices), "slices_asked": len(sample.verdicts),
