@@ -6,7 +6,7 @@
               hearts without their scars, against the validation scars (and, `_to_train`, against
               the training scars); `train` are the training scars themselves: what separates them
               from the validation scars is chance
-    speed     anatomy of a case, and a mask drawn and painted, on one core
+    speed     CPU time of the anatomy of a case, and of a mask drawn and painted
     insertion the zero angle that is estimated from the image against insertions read by eye
 
     python benchmarks/anatomy.py -d 116 -f 4 -o anatomy_fold4.json
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 from scipy import stats
@@ -176,12 +176,12 @@ def speed(train: list[Subject], fold: Fold, about: dict) -> Iterator[dict]:
     cases = [fold.read(i) for i in fold.train]
     times = []
     for case in cases:
-        begin = perf_counter()
+        begin = process_time()
         describe(case.labels[0], fold.info.roles, case.spacing, fold.info.frame,
                  case.image[fold.info.roles.lge_channel])
-        times.append(perf_counter() - begin)
+        times.append(process_time() - begin)
     yield number_row({**about, "arm": "anatomy"}, "seconds_per_case", np.median(times),
-                     n=len(times), unit="s")
+                     n=len(times), unit="CPU s")
     records = tuple(r for s in train if (r := s.scar(fold.info.roles)))
     free = [s.anatomy for s in train if s.anatomy.paintable.any()]
     for name in PRIORS:
@@ -192,11 +192,11 @@ def speed(train: list[Subject], fold: Fold, about: dict) -> Iterator[dict]:
                 if flat:
                     z = int(rng.choice(np.flatnonzero(anatomy.paintable)))
                     anatomy = one_slice(anatomy, z)
-                begin = perf_counter()
+                begin = process_time()
                 paint_mask(anatomy, Prior(name, records).draw(anatomy, rng))
-                times.append(perf_counter() - begin)
+                times.append(process_time() - begin)
             yield number_row({**about, "arm": name}, f"milliseconds_per_mask_{what}",
-                             1000 * np.mean(times), n=REQUESTS, unit="ms")
+                             1000 * np.mean(times), n=REQUESTS, unit="CPU ms")
 
 
 def insertions(fold: Fold, about: dict) -> Iterator[dict]:
