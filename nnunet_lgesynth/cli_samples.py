@@ -29,6 +29,7 @@ def _anatomy(arguments) -> int:
     from nnunet_lgesynth.dataset.case import check_roles, read_json
     from nnunet_lgesynth.dataset.raw_case import RawCase, raw_folder
     from nnunet_lgesynth.dataset.roles import read_info
+    from nnunet_lgesynth.generators.subject import require_lv
     from nnunet_lgesynth.pool.sheet import save_anatomy
 
     folder = raw_folder(arguments.d)
@@ -38,11 +39,7 @@ def _anatomy(arguments) -> int:
     image = case.image[info.roles.lge_channel]
     anatomy = describe(case.labels[0], info.roles, case.spacing, info.frame, image,
                        info.landmarks.get(arguments.case))
-    if not anatomy.covered.any():
-        raise UserError(f"{arguments.case}: no slice has a wall (labels "
-                        f"{list(info.roles.wall)}) around a cavity (label {info.roles.cavity}); "
-                        f"{'; '.join(anatomy.notes) or 'are the roles right?'} See: lgesynth "
-                        "doctor")
+    require_lv(anatomy, info.roles, arguments.case)
     out = Path(arguments.o)
     if out.suffix.lower() != ".png":
         raise UserError(f"-o {out}: a picture's name must end in .png.")

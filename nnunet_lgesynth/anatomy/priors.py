@@ -47,6 +47,9 @@ NON_ISCHAEMIC = ("midwall", "subepicardial", "patchy")
 NON_ISCHAEMIC_BURDEN = 0.15      # at most; larger ones are infarcts in these records
 PATCHY_BURDEN = 0.04             # at most; more foci grow together
 SEPTUM, INFEROLATERAL = np.deg2rad([60.0, 210.0])
+# Of LAD, RCA and LCx: the border between the two basal segments of each.
+TERRITORY_CENTRES = tuple((SPANS[min(s)][0] + np.pi / 3) % (2 * np.pi)
+                          for s in TERRITORIES.values())
 ELLIPSOID_DEPTHS = (1 / 6, 1 / 2, 5 / 6)           # endocardial, mid and epicardial layer
 MOST_CORE = 0.8                  # no-reflow's share of a lesion; a rim of scar stays
 
@@ -217,16 +220,14 @@ def _fitted(draw: _Draw) -> dict:
 
 def _sector(draw: _Draw) -> dict:
     record, rng = draw.record, draw.rng
-    centres = {name: (SPANS[basal[0]][0] + np.pi / 3) % (2 * np.pi) for name, basal in (
-        (n, [s for s in segments if s <= 6]) for n, segments in TERRITORIES.items())}
-    names = list(centres)
-    angles = np.array(list(centres.values()))
-    hits = [int(np.argmin(np.abs(np.angle(np.exp(1j * (r.angle - angles)))))) for r in draw.records]
-    often = np.bincount(hits, minlength=len(names)) + 1.0
-    chosen = names[rng.choice(len(names), p=often / often.sum())]
+    centres = np.array(TERRITORY_CENTRES)
+    away = np.array([[r.angle] for r in draw.records]) - centres
+    hits = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
+    often = np.bincount(hits, minlength=len(centres)) + 1.0
+    centre = TERRITORY_CENTRES[rng.choice(len(centres), p=often / often.sum())]
     extent = record.extent * rng.uniform(1.0, 1.4)     # the dome's border is below its extent
     return {"shape": "sector", "burden": draw.burden(), "transmurality": draw.depth(),
-            "angle": draw.turned(centres[chosen], 0.35),
+            "angle": draw.turned(centre, 0.35),
             "extent": float(np.clip(extent, 0.25, 2 * np.pi)),
             **draw.along(record.level + rng.normal(0, 0.15), record.slice_share * 1.2),
             **draw.contrasts()}

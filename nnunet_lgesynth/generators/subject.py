@@ -21,7 +21,7 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import Roles
 
-__all__ = ["Subject", "measure_prior", "read_subjects"]
+__all__ = ["Subject", "measure_prior", "read_subjects", "require_lv"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,7 @@ class Subject:
         roles, channel = fold.info.roles, fold.info.roles.lge_channel
         anatomy = describe(case.labels[0], roles, case.spacing, fold.info.frame,
                            case.image[channel], fold.insertion(case))
-        if not anatomy.covered.any():
-            raise UserError(f"{case.identifier}: no slice has a wall (labels {list(roles.wall)}) "
-                            f"around a cavity (label {roles.cavity}); "
-                            f"{'; '.join(anatomy.notes) or 'are the roles right?'} See: lgesynth "
-                            "doctor")
+        require_lv(anatomy, roles, case.identifier)
         return cls(case, channel, anatomy,
                    Intensities.measure(case.image[channel], case.labels[0], anatomy, roles))
 
@@ -70,6 +66,14 @@ class Subject:
     def scar(self, roles: Roles) -> ScarRecord | None:
         """What its scar measures; None if there is too little."""
         return measure_scar(self.labels, self.intensities.apply(self.lge), self.anatomy, roles)
+
+
+def require_lv(anatomy: Anatomy, roles: Roles, identifier: str) -> None:
+    """`UserError` where no slice of the case shows the LV."""
+    if not anatomy.covered.any():
+        why = f"{'; '.join(anatomy.notes)}." if anatomy.notes else "are the roles right?"
+        raise UserError(f"{identifier}: no slice has a wall (labels {list(roles.wall)}) around a "
+                        f"cavity (label {roles.cavity}); {why} See: lgesynth doctor")
 
 
 def read_subjects(fold: Fold, identifiers: Sequence[str]) -> list[Subject]:

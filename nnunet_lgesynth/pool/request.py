@@ -14,9 +14,11 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from nnunet_lgesynth.anatomy.caption import caption, caption_of
@@ -50,18 +52,16 @@ class RawSubject(Subject):
         changed = self.case.image.copy()
         changed[:, slices] = after
         maps = []
-        for image in (self.case.image, changed):
-            stored = Stored.of(self.fold, self.raw.case, image)
-            before = stored.slices(slices)
-            seen = judge.predict(_tensor(before), centre=stored.point(self.anatomy.lv_centre))
+        for stored in (self._stored, Stored.of(self.fold, self.raw.case, changed)):
+            seen = judge.predict(torch.from_numpy(stored.slices(slices)),
+                                 centre=stored.point(self.anatomy.lv_centre))
             maps.append(stored.back(np.asarray(seen.cpu())))
         return maps[0], maps[1]
 
-
-def _tensor(array: np.ndarray):
-    import torch
-
-    return torch.from_numpy(array)
+    @cached_property
+    def _stored(self) -> Stored:
+        """The case as it is, the same for every draft."""
+        return Stored.of(self.fold, self.raw.case, self.case.image)
 
 
 def read_raw_subject(fold: Fold, identifier: str) -> RawSubject:
