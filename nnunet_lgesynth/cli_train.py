@@ -19,6 +19,8 @@ def add_fit(commands) -> None:
     parser.add_argument("--preset", default="gpu-2d", choices=sorted(PRESETS))
     parser.add_argument("--reward", metavar="DIR", help=(
         "fold folder of the nnU-Net that judges (default: the stock trainer's, same fold)"))
+    parser.add_argument("--start", metavar="DIR", help=(
+        "take VAE, U-Net and text encoder from this fitted fold folder instead of fitting them"))
     parser.add_argument("--text-encoder", metavar="PATH", help="transformers model: path or hub id")
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")
@@ -34,7 +36,7 @@ def fit(arguments) -> int:
         config = dataclasses.replace(config, text_encoder=arguments.text_encoder)
     folder = fit_generator(arguments.d, arguments.c, arguments.f, arguments.p, config,
                            arguments.reward, arguments.device, arguments.resume,
-                           arguments.dry_run)
+                           arguments.dry_run, arguments.start)
     print(f"{'Would write' if arguments.dry_run else 'Fitted'} {folder}")
     return 0
 

@@ -29,6 +29,7 @@ class NetworkConfig:
     """Sizes of the inpainter's networks.
 
     The VAE shrinks by 2 ** (len(vae_channels) - 1): 2 to 4, since scars are a few pixels wide.
+    Without `vae_channels` a Haar wavelet of one level stands in its place: factor 2, 4 channels.
     """
 
     vae_channels: tuple[int, ...]
@@ -40,13 +41,16 @@ class NetworkConfig:
     text_layers: int
 
     def __post_init__(self):
+        if not self.vae_channels and self.latent_channels != 4:
+            raise UserError("The Haar wavelet has 4 latent channels, not "
+                            f"{self.latent_channels}; set 4 or give vae_channels.")
         if self.vae_factor not in (2, 4):
             raise UserError(f"The VAE must shrink by 2 or 4, not {self.vae_factor}: give 2 or 3 "
                             f"entries in vae_channels instead of {self.vae_channels}.")
 
     @property
     def vae_factor(self) -> int:
-        return 2 ** (len(self.vae_channels) - 1)
+        return 2 ** (len(self.vae_channels) - 1) if self.vae_channels else 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class FitConfig:
     reward_weight: float = 1.0
     reward_min_snr: float = 4.0     # reward on real slices only above this signal to noise power
     reward_last_steps: int = 1      # sampler steps that carry the reward's gradient
+    prior: str = "fitted"           # of the masks drawn into scar-free slices
+    captions: str = "full"          # or "constant", "none"
+    outline: str = "edges"          # or "mask": how the control map shows the request
     caption_dropout: float = 0.5
     ema_decay: float = 0.995
     healthy_share: float = 0.5      # of the ControlNet's batches: inpainted wall that stays healthy
@@ -83,6 +90,9 @@ class FitConfig:
                             f"{self.reward_last_steps} and {self.sampler_steps}.")
         if min(self.batch_size, self.save_every) < 1 or min(self.crop_mm, self.feather_mm) <= 0:
             raise UserError("batch_size, save_every, crop_mm and feather_mm must be positive.")
+        if self.vae_steps and not self.network.vae_channels:
+            raise UserError(f"Without vae_channels there is no VAE to train in {self.vae_steps} "
+                            "steps; set vae_steps to 0.")
         halvings = len(self.network.unet_channels) - 1
         latent = self.crop_pixels / self.network.vae_factor
         if latent % 2 ** halvings:
@@ -90,6 +100,10 @@ class FitConfig:
                 f"crop_pixels {self.crop_pixels} does not divide by "
                 f"{self.network.vae_factor * 2 ** halvings} (VAE and U-Net halvings); choose a "
                 "multiple.")
+        if self.captions not in ("full", "constant", "none") or \
+                self.outline not in ("edges", "mask"):
+            raise UserError("captions must be full, constant or none and outline edges or mask, "
+                            f"not {self.captions!r} and {self.outline!r}.")
         if not 0 <= self.healthy_share < 1 or not 0 <= self.caption_dropout <= 1:
             raise UserError("healthy_share must lie in [0, 1) and caption_dropout in [0, 1].")
 

@@ -1,11 +1,18 @@
 """Laws of the inpainter's networks: resolutions, schedule, and what is stored."""
 
+import dataclasses
+
 import pytest
 import torch
-from tiny_inpaint import tiny_config
+from tiny_inpaint import haar_config, tiny_config
 
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.generators.inpaint.networks import Networks, build, build_controlnet
+from nnunet_lgesynth.generators.inpaint.networks import (
+    HaarWavelet,
+    Networks,
+    build,
+    build_controlnet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,25 @@ def test_another_vae_factor_is_refused():
             (8,), 2, (16, 32), 1, 16, 16, 1))
 
 
+def test_the_haar_wavelet_keeps_everything_and_its_energy():
+    wavelet, images = HaarWavelet(), torch.randn(3, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = wavelet.encode(images)
+        torch.testing.assert_close(wavelet.decode(latents), images)
+    assert latents.shape == (3, 4, 8, 8) and latents.dtype == torch.float32
+    torch.testing.assert_close(latents.square().sum(), images.square().sum())
+    flat = wavelet.encode(torch.ones(1, 1, 4, 4))
+    assert (flat[:, 0] == 2).all() and (flat[:, 1:] == 0).all()
+
+
+def test_a_wavelet_is_refused_settings_of_a_vae():
+    network = haar_config().network
+    with pytest.raises(UserError, match="4 latent channels, not 2"):
+        dataclasses.replace(network, latent_channels=2)
+    with pytest.raises(UserError, match="no VAE to train in 3 steps; set vae_steps to 0"):
+        tiny_config(network=network)
+
+
 def test_a_new_controlnet_changes_nothing_until_it_is_trained(networks):
     networks.controlnet = build_controlnet(networks.unet, networks.factor)
     latents, steps = torch.randn(2, 2, 16, 16), torch.tensor([3, 700])
@@ -58,7 +84,7 @@ def test_attention_is_at_the_lower_resolutions_only(networks):
 
 
 def test_what_is_saved_is_what_is_loaded(networks, tmp_path):
-    networks.set_latent_scale(0.25, 1.5)
+    networks.set_latent_scale([0.25, -1.0], [1.5, 0.5])
     networks.save(tmp_path)
     loaded = Networks.load(tmp_path, "cpu")
     folders = {"vae", "unet", "controlnet", "text_encoder", "scheduler"}

@@ -7,7 +7,7 @@ from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.generators.condition import paste_array
+from nnunet_lgesynth.generators.condition import control_map, paste_array
 from nnunet_lgesynth.generators.inpaint.batch import collate, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter, denoise
@@ -58,7 +58,7 @@ def test_a_draft_changes_only_what_lies_under_the_feather(inpainter, slices):
 def test_known_latents_end_as_the_sources(inpainter, slices):
     item, networks = slices.asked[0], inpainter.networks
     noise = torch.randn(1, *latent_shape(slices.config))
-    batch = collate([item.condition], noise)
+    batch = collate([item.condition], tiny_config(), noise)
     with torch.no_grad():
         steps = list(denoise(networks, batch, slices.config))
         known = networks.encode(batch.image)
@@ -72,7 +72,8 @@ def test_known_latents_end_as_the_sources(inpainter, slices):
 def test_gradient_comes_from_the_last_steps_only(inpainter, slices, last):
     networks = inpainter.networks
     networks.train_only(networks.controlnet)
-    batch = collate([slices.asked[0].condition], torch.randn(1, *latent_shape(slices.config)))
+    batch = collate([slices.asked[0].condition], slices.config,
+                    torch.randn(1, *latent_shape(slices.config)))
     graphs = [latents.requires_grad for latents in denoise(networks, batch, slices.config, last)]
     networks.train_only()
     assert graphs == [False] * (3 - last) + [True] * last
@@ -82,3 +83,20 @@ def test_an_unfitted_inpainter_names_the_command(tmp_path):
     folder = tmp_path / "Dataset116_X" / "LGESynth_roi-cpu__nnUNetPlans__2d" / "fold_3"
     with pytest.raises(UserError, match="lgesynth fit -d 116 -c 2d -f 3 --preset roi-cpu"):
         Inpainter.load(folder, "cpu")
+
+
+def test_captions_are_told_as_the_config_says(slices):
+    told = {kind: collate([slices.asked[0].condition], tiny_config(captions=kind),
+                          torch.randn(1, *latent_shape(slices.config))).captions[0]
+            for kind in ("full", "constant", "none")}
+    assert told == {"full": slices.asked[0].condition.caption, "constant": "enhancement",
+                    "none": ""}
+    with pytest.raises(UserError, match="captions must be full, constant or none"):
+        tiny_config(captions="some")
+
+
+def test_the_outline_is_a_rim_or_a_mask(slices):
+    condition = slices.asked[0].condition
+    edges, mask = (control_map(condition, kind)[0] > 0 for kind in ("edges", "mask"))
+    assert (mask == (condition.request > 0)).all() and (edges <= mask).all()
+    assert 0 < edges.sum() < mask.sum()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_fold import write_tiny_fold
-from tiny_inpaint import tiny_config, tiny_slices
+from tiny_inpaint import haar_config, tiny_config, tiny_slices
 from tiny_nnunet import write_tiny_model
 
 from nnunet_lgesynth.anatomy.heart import describe
@@ -15,7 +15,7 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.condition import CONTROL_CHANNELS, Request, conditions
 from nnunet_lgesynth.generators.inpaint.batch import Draws
 from nnunet_lgesynth.generators.inpaint.data import as_healthy, augment
-from nnunet_lgesynth.generators.inpaint.networks import build
+from nnunet_lgesynth.generators.inpaint.networks import HaarWavelet, build
 from nnunet_lgesynth.generators.inpaint.progress import read_checkpoint, write_checkpoint
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, objective_of
@@ -64,9 +64,9 @@ def test_a_fit_runs_every_stage_and_leaves_a_generator(fold, fitted, reward):
     assert not (folder / "state").exists()
     inpainter = Inpainter.load(folder, "cpu")
     assert inpainter.hash == record["hash"] and len(inpainter.hash) == 12
-    assert inpainter.prior.name == "sector" and inpainter.prior.records
+    assert inpainter.prior.name == "fitted" and inpainter.prior.records
     config = inpainter.networks.vae.config
-    assert config.scaling_factor > 0 and config.scaling_factor != 1
+    assert min(config.latents_std) > 0 and set(config.latents_std) != {1.0}
 
 
 def test_latents_have_zero_mean_and_unit_variance(fold, fitted):
@@ -86,7 +86,7 @@ def test_a_killed_fit_goes_on_as_if_it_had_never_stopped(fold, reward, fitted, t
             seen.append((stage, step))
             if (stage, step) == kill:
                 raise Killed
-        return fit(fold, tiny_config(), folder, "cpu", reward, resume, progress)
+        return fit(fold, tiny_config(), folder, "cpu", reward, resume, progress=progress)
 
     for number, kill in enumerate(kills[:-1]):
         with pytest.raises(Killed):
@@ -101,6 +101,38 @@ def test_a_killed_fit_goes_on_as_if_it_had_never_stopped(fold, reward, fitted, t
     again = [("vae", 3), ("unet", 1), ("controlnet", 3)]
     assert sorted(seen) == sorted(STEPS + again)
     assert record["hash"] == json.loads((fitted[0] / "config.json").read_text())["hash"]
+
+
+def test_a_fit_starts_from_anothers_vae_and_unet(fold, fitted, tmp_path):
+    config, seen = tiny_config(captions="none", outline="mask", healthy_share=0.0), []
+    record = fit(fold, config, tmp_path / "fold_0", "cpu", start=fitted[0],
+                 progress=lambda stage, *_: seen.append(stage))
+    assert seen == ["controlnet"] * 3 and set(record["minutes"]) == {"controlnet"}
+    mine, theirs = (Inpainter.load(f, "cpu").networks for f in (tmp_path / "fold_0", fitted[0]))
+    for name in ("vae", "unet", "text"):
+        other = theirs.modules[name].state_dict()
+        assert all(torch.equal(v, other[k])
+                   for k, v in mine.modules[name].state_dict().items()), name
+    assert mine.vae.config.latents_std == theirs.vae.config.latents_std
+    assert record["start"] == json.loads((fitted[0] / "config.json").read_text())["hash"]
+    with pytest.raises(UserError, match=r"network .*same networks"):
+        fit(fold, tiny_config(4), tmp_path / "other", "cpu", start=fitted[0])
+    with pytest.raises(UserError, match="no fitted generator to start from"):
+        fit(fold, config, tmp_path / "other", "cpu", start=tmp_path)
+
+
+def test_without_vae_a_fit_begins_with_the_unet(fold, tmp_path):
+    config, seen = haar_config(), []
+    fit(fold, config, tmp_path / "fold_0", "cpu",
+        progress=lambda stage, *_: seen.append(stage))
+    assert seen == ["unet"] * 3 + ["controlnet"] * 3
+    networks = Inpainter.load(tmp_path / "fold_0", "cpu").networks
+    assert isinstance(networks.vae, HaarWavelet) and len(set(networks.vae.config.latents_std)) == 4
+    sources = torch.from_numpy(np.stack([i.condition.source for i in tiny_slices(
+        fold, config).real]))[:, None]
+    latents = networks.encode(sources)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(networks.decode(latents), sources)
 
 
 def test_a_fitted_folder_is_refused_or_returned(fold, fitted):

@@ -6,7 +6,7 @@ from nnunet_lgesynth.config import FitConfig, NetworkConfig
 from nnunet_lgesynth.generators.inpaint.data import SliceSet
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 
-__all__ = ["tiny_config", "tiny_slices"]
+__all__ = ["haar_config", "tiny_config", "tiny_slices"]
 
 
 def tiny_config(vae_factor: int = 2, **changes) -> FitConfig:
@@ -15,6 +15,12 @@ def tiny_config(vae_factor: int = 2, **changes) -> FitConfig:
     config = FitConfig("tiny", network, crop_pixels=32, batch_size=4, vae_steps=3, unet_steps=3,
                        controlnet_steps=3, reward_steps=2, sampler_steps=3, save_every=2)
     return dataclasses.replace(config, **changes)
+
+
+def haar_config(**changes) -> FitConfig:
+    """The same with a Haar wavelet in the VAE's place."""
+    network = dataclasses.replace(tiny_config().network, vae_channels=(), latent_channels=4)
+    return tiny_config(network=network, vae_steps=0, **changes)
 
 
 def tiny_slices(fold, config: FitConfig) -> SliceSet:

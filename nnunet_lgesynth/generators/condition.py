@@ -126,17 +126,19 @@ def feather(mask: np.ndarray, spacing, feather_mm: float) -> np.ndarray:
     return (t * t * (3 - 2 * t)).astype(np.float32)
 
 
-def control_map(condition: Condition) -> np.ndarray:
+def control_map(condition: Condition, outline: str = "edges") -> np.ndarray:
     """The ControlNet's input (4, P, P) float32.
 
-    Edges of scar and of no-reflow; the image with the region filled by the constant 0 (the level of
-    normal myocardium, so the fill tells nothing about the scar); the region; the contrast asked.
+    Edges of scar and of no-reflow, or the scar's mask; the image with the region filled by the
+    constant 0 (the level of normal myocardium, so the fill tells nothing about the scar); the
+    region; the contrast asked.
     """
     scar, core = condition.request > 0, condition.request == NO_REFLOW
-    edges = (scar & ~ndimage.binary_erosion(scar)) | (core & ~ndimage.binary_erosion(core))
+    shown = scar if outline == "mask" else \
+        (scar & ~ndimage.binary_erosion(scar)) | (core & ~ndimage.binary_erosion(core))
     contrast = condition.contrast * (condition.request == SCAR) + \
         condition.no_reflow_contrast * core
-    return np.stack([edges, np.where(condition.region, 0, condition.source), condition.region,
+    return np.stack([shown, np.where(condition.region, 0, condition.source), condition.region,
                      contrast]).astype(np.float32)
 
 

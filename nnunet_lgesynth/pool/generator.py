@@ -55,7 +55,7 @@ def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
 
 def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str, config: FitConfig,
                   reward: str | Path | None, device: str, resume: bool = False,
-                  dry_run: bool = False) -> Path:
+                  dry_run: bool = False, start: str | Path | None = None) -> Path:
     """Fit the inpainter on a fold's training cases; returns its folder.
 
     `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's. Judge,
@@ -73,10 +73,13 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     _require_writable(folder)
     from nnunet_lgesynth.generators.inpaint.train import check, fit  # diffusers: here
 
+    start = None if start is None else Path(start)
+    if start is not None:
+        refuse_leak(_read_config(start)["train"], opened, start)
     if dry_run:
-        check(opened, config, folder, judge, resume)
+        check(opened, config, folder, judge, resume, start)
     else:
-        fit(opened, config, folder, target, judge, resume=resume)
+        fit(opened, config, folder, target, judge, resume, start)
     return folder
 
 

@@ -22,6 +22,7 @@ from nnunet_lgesynth.generators.inpaint.text import NULL_CAPTION
 
 __all__ = ["STAGES", "Batch", "Canvas", "Draws", "collate"]
 
+CONSTANT_CAPTION = "enhancement"
 STAGES = ("vae", "unet", "controlnet", "reward")
 
 
@@ -59,18 +60,24 @@ class Batch:
         return (NULL_CAPTION,) * len(self.captions)
 
 
-def collate(conditions: Sequence[Condition], noise: torch.Tensor,
-            timesteps: torch.Tensor | None = None, captions: Sequence[str] | None = None) -> Batch:
-    """Conditions as one batch on the CPU, with their own captions unless others are given."""
+def collate(conditions: Sequence[Condition], config: FitConfig, noise: torch.Tensor,
+            timesteps: torch.Tensor | None = None, kept: Sequence[bool] | None = None) -> Batch:
+    """Conditions as one batch on the CPU; only `kept` captions are told, by default all."""
     def stack(arrays):
         return torch.from_numpy(np.stack(arrays).astype(np.float32))
 
-    texts = [c.caption for c in conditions] if captions is None else captions
+    told = [_told(c, config) for c in conditions]
+    texts = told if kept is None else [t if k else NULL_CAPTION for t, k in zip(told, kept)]
     if timesteps is None:
         timesteps = torch.zeros(len(conditions), dtype=torch.long)
     return Batch(stack([c.source[None] for c in conditions]),
-                 stack([control_map(c) for c in conditions]),
+                 stack([control_map(c, config.outline) for c in conditions]),
                  stack([c.region[None] for c in conditions]), tuple(texts), noise, timesteps)
+
+
+def _told(condition: Condition, config: FitConfig) -> str:
+    return {"full": condition.caption, "constant": CONSTANT_CAPTION,
+            "none": NULL_CAPTION}[config.captions]
 
 
 class Draws(Dataset):
@@ -115,14 +122,15 @@ class Draws(Dataset):
     def _learn(self, items: Sequence[Item], rng: np.random.Generator) -> Batch:
         """Augmented, with some captions dropped."""
         conditions = [augment(item.condition, rng) for item in items]
-        kept = rng.random(len(items)) >= self.slices.config.caption_dropout
-        captions = [c.caption if k else NULL_CAPTION for c, k in zip(conditions, kept)]
-        return collate(conditions, self._noise(len(items), rng),
-                       torch.from_numpy(rng.integers(TRAIN_TIMESTEPS, size=len(items))), captions)
+        config = self.slices.config
+        kept = rng.random(len(items)) >= config.caption_dropout
+        return collate(conditions, config, self._noise(len(items), rng),
+                       torch.from_numpy(rng.integers(TRAIN_TIMESTEPS, size=len(items))), kept)
 
     def _judge(self, items: Sequence[Item], rng: np.random.Generator, below: int) -> Batch:
         """As they are, with the canvas that the reward pastes into."""
-        batch = collate([item.condition for item in items], self._noise(len(items), rng),
+        batch = collate([item.condition for item in items], self.slices.config,
+                        self._noise(len(items), rng),
                         torch.from_numpy(rng.integers(below, size=len(items))))
         return dataclasses.replace(batch, canvas=_canvas(items, self.slices))
 

@@ -1,6 +1,7 @@
 """The inpainter's networks: VAE, U-Net, ControlNet, text encoder, noise schedule.
 
-    x (B, 1, P, P) --VAE--> z (B, C, p, p), p = P / vae_factor, zero mean, unit variance
+    x (B, 1, P, P) --VAE--> z (B, C, p, p), p = P / vae_factor, each channel of zero mean and unit
+                            variance; a Haar wavelet, which loses nothing, may stand for the VAE
     z_t = a_t z + s_t e,  a_t^2 + s_t^2 = 1;  the U-Net predicts v = a_t e - s_t z (v-prediction)
 
 The schedule is Stable Diffusion's "scaled linear" one of 1000 steps. The ControlNet reads the
@@ -16,30 +17,55 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
+    ConfigMixin,
     ControlNetModel,
     DPMSolverMultistepScheduler,
     UNet2DConditionModel,
 )
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from nnunet_lgesynth.config import FitConfig
 from nnunet_lgesynth.generators.condition import CONTROL_CHANNELS
 from nnunet_lgesynth.generators.inpaint.text import TextEncoder, build_text
 
-__all__ = ["TRAIN_TIMESTEPS", "Networks", "build", "build_controlnet"]
+__all__ = ["TRAIN_TIMESTEPS", "HaarWavelet", "Networks", "build", "build_controlnet"]
 
 TRAIN_TIMESTEPS = 1000
 MAX_GROUPS = 32
 CONTROL_WIDTHS = (16, 32, 64)     # of the ControlNet's condition, one more a halving
 
 
+class HaarWavelet(nn.Module, ConfigMixin):
+    """One level of the orthonormal Haar transform: (B, 1, P, P) <-> (B, 4, P / 2, P / 2), exactly.
+
+    Plain sums, so that autocast leaves them in float32; without weights.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, latents_mean: list | None = None, latents_std: list | None = None):
+        super().__init__()
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        a, b, c, d = F.pixel_unshuffle(images, 2).unbind(1)
+        return torch.stack([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d], 1) / 2
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        a, b, c, d = latents.unbind(1)          # the transform is its own inverse
+        return F.pixel_shuffle(torch.stack([a + b + c + d, a - b + c - d, a + b - c - d,
+                                            a - b - c + d], 1) / 2, 2)
+
+
 @dataclass(eq=False)
 class Networks:
     """All networks of one inpainter; images (B, 1, P, P) are normalised, latents (B, C, p, p)."""
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | HaarWavelet
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
     text: TextEncoder
@@ -57,7 +83,8 @@ class Networks:
     @property
     def factor(self) -> int:
         """How often a latent pixel repeats along a crop's side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 if isinstance(self.vae, HaarWavelet) else \
+            2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def to(self, device: torch.device | str) -> Networks:
         for module in self.modules.values():
@@ -73,17 +100,25 @@ class Networks:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled mean latents of images."""
-        mean = self.vae.encode(images).latent_dist.mean
-        return (mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        plain = self.vae.encode(images)
+        plain = plain if isinstance(self.vae, HaarWavelet) else plain.latent_dist.mean
+        mean, std = self._latent_scale(plain)
+        return (plain - mean) / std
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images of scaled latents, differentiable."""
-        config = self.vae.config
-        return self.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
+        mean, std = self._latent_scale(latents)
+        images = self.vae.decode(latents * std + mean)
+        return images if isinstance(self.vae, HaarWavelet) else images.sample
 
-    def set_latent_scale(self, shift: float, scale: float) -> None:
-        """Store the latents' mean and 1 / standard deviation in the VAE's config."""
-        self.vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    def set_latent_scale(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Store the latents' mean and standard deviation, one a channel, in the VAE's config."""
+        self.vae.register_to_config(latents_mean=list(mean), latents_std=list(std))
+
+    def _latent_scale(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.vae.config
+        return tuple(latents.new_tensor(values)[:, None, None]
+                     for values in (config.latents_mean, config.latents_std))
 
     def signal(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(a_t, s_t), each (B, 1, 1, 1), one per sample."""
@@ -110,7 +145,10 @@ class Networks:
     def save(self, folder: Path) -> None:
         """Write vae/, unet/, controlnet/, text_encoder/ and scheduler/ below `folder`."""
         for name in ("vae", "unet", "controlnet"):
-            self.modules[name].save_pretrained(folder / name, safe_serialization=True)
+            if name == "vae" and isinstance(self.vae, HaarWavelet):
+                self.vae.save_config(folder / name)
+            else:
+                self.modules[name].save_pretrained(folder / name, safe_serialization=True)
         self.text.save(folder / "text_encoder")
         self.scheduler.save_pretrained(folder / "scheduler")
 
@@ -119,9 +157,13 @@ class Networks:
         """Read what `save` wrote; frozen, on `device`."""
         kinds = {"vae": AutoencoderKL, "unet": UNet2DConditionModel,
                  "controlnet": ControlNetModel}
-        loaded = {name: kind.from_pretrained(folder / name, local_files_only=True,
-                                             use_safetensors=True, low_cpu_mem_usage=False)
-                  for name, kind in kinds.items()}
+        loaded = {}
+        if HaarWavelet.load_config(folder / "vae")["_class_name"] == HaarWavelet.__name__:
+            kinds.pop("vae")
+            loaded["vae"] = HaarWavelet.from_config(HaarWavelet.load_config(folder / "vae"))
+        loaded |= {name: kind.from_pretrained(folder / name, local_files_only=True,
+                                              use_safetensors=True, low_cpu_mem_usage=False)
+                   for name, kind in kinds.items()}
         networks = cls(**loaded, text=TextEncoder.load(folder / "text_encoder"),
                        scheduler=DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler"))
         networks.train_only()
@@ -131,13 +173,7 @@ class Networks:
 def build(config: FitConfig) -> Networks:
     """Untrained networks (the text encoder excepted, where `config` names one), on the CPU."""
     network = config.network
-    levels = len(network.vae_channels)
-    vae = AutoencoderKL(
-        in_channels=1, out_channels=1, down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels, block_out_channels=network.vae_channels,
-        layers_per_block=network.layers_per_block, latent_channels=network.latent_channels,
-        norm_num_groups=_groups(network.vae_channels), sample_size=config.crop_pixels,
-        scaling_factor=1.0, shift_factor=0.0, mid_block_add_attention=False, force_upcast=False)
+    vae = _build_vae(config) if network.vae_channels else HaarWavelet()
     lower = len(network.unet_channels) - 1
     unet = UNet2DConditionModel(
         sample_size=config.crop_pixels // network.vae_factor,
@@ -152,8 +188,20 @@ def build(config: FitConfig) -> Networks:
         num_train_timesteps=TRAIN_TIMESTEPS, beta_start=0.00085, beta_end=0.012,
         beta_schedule="scaled_linear", prediction_type="v_prediction", solver_order=2,
         algorithm_type="dpmsolver++", timestep_spacing="trailing", final_sigmas_type="zero")
-    return Networks(vae, unet, build_controlnet(unet, network.vae_factor), build_text(config),
-                    scheduler)
+    networks = Networks(vae, unet, build_controlnet(unet, network.vae_factor), build_text(config),
+                        scheduler)
+    networks.set_latent_scale(*([value] * network.latent_channels for value in (0.0, 1.0)))
+    return networks
+
+
+def _build_vae(config: FitConfig) -> AutoencoderKL:
+    network, levels = config.network, len(config.network.vae_channels)
+    return AutoencoderKL(
+        in_channels=1, out_channels=1, down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels, block_out_channels=network.vae_channels,
+        layers_per_block=network.layers_per_block, latent_channels=network.latent_channels,
+        norm_num_groups=_groups(network.vae_channels), sample_size=config.crop_pixels,
+        mid_block_add_attention=False, force_upcast=False)
 
 
 def build_controlnet(unet: UNet2DConditionModel, factor: int) -> ControlNetModel:

@@ -26,7 +26,7 @@ from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 
-__all__ = ["Inpainter", "denoise", "half_precision", "paint"]
+__all__ = ["Inpainter", "autocast", "denoise", "half_precision", "paint"]
 
 BATCH = 16
 
@@ -71,8 +71,8 @@ def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition]
         noise = torch.stack([
             torch.randn(latent_shape(config), generator=torch.Generator().manual_seed(int(seed)))
             for seed in seeds[part]])
-        batch = collate(conditions[part], noise).to(networks.device)
-        with torch.no_grad(), half_precision(networks.device):
+        batch = collate(conditions[part], config, noise).to(networks.device)
+        with torch.no_grad(), autocast(networks.device):
             *_, latents = denoise(networks, batch, config)
             images = networks.decode(latents)
         result.extend(images[:, 0].float().cpu().numpy())
@@ -103,11 +103,21 @@ def denoise(networks: Networks, batch: Batch, config: FitConfig,
         yield latents
 
 
-def half_precision(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 (float16 where there is none) on CUDA, nothing elsewhere."""
-    cuda = device.type == "cuda"
-    kind = torch.bfloat16 if not cuda or torch.cuda.is_bf16_supported() else torch.float16
-    return torch.autocast(device.type, dtype=kind, enabled=cuda)
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The half precision that is faster on this device: bfloat16 or float16 on CUDA, bfloat16 on
+    CPUs that multiply it in hardware; None elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if device.type == "cpu" and supported():
+        return torch.bfloat16
+    return None
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Autocast to `half_precision`, or to nothing."""
+    half = half_precision(device)
+    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
 
 def _guided_velocity(networks: Networks, batch: Batch, latents: torch.Tensor,

@@ -46,6 +46,7 @@ from nnunet_lgesynth.generators.inpaint.progress import (
     read_checkpoint,
     write_checkpoint,
 )
+from nnunet_lgesynth.generators.inpaint.sample import half_precision
 from nnunet_lgesynth.generators.inpaint.text import build_text
 from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
@@ -53,10 +54,10 @@ from nnunet_lgesynth.judge.segmenter import Segmenter
 
 __all__ = ["check", "fit", "objective_of", "refuse_existing"]
 
-PRIOR = "sector"
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
 FLOOR = 0.1
 MAX_GRADIENT = 1.0
+SHARED = ("vae", "unet")      # what a fit can take from another one
 ROW_EVERY = 10                # steps a row of metrics.json
 LOADER_WORKERS = 8            # on CUDA; a CPU fit makes its batches itself
 
@@ -75,7 +76,7 @@ def objective_of(stage: str, networks: Networks, config: FitConfig,
 
 
 def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.device,
-        reward: Segmenter | None = None, resume: bool = False,
+        reward: Segmenter | None = None, resume: bool = False, start: Path | None = None,
         progress: Callable[[str, int, float], None] | None = None) -> dict:
     """Fit into `folder`; returns what config.json says.
 
@@ -83,6 +84,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     ----------
     reward : frozen nnU-Net of the same fold; without one the reward stage is skipped.
     resume : go on where an interrupted fit stopped; a finished fit is returned as it is.
+    start : fitted folder whose VAE, U-Net and text encoder are taken instead of fitting them.
     progress : called as (stage, steps done, loss) after every step.
     """
     folder = Path(folder)
@@ -92,16 +94,16 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     if reward is not None:
         reward.check_fold(fold)
     try:
-        return _fit(fold, config, folder, torch.device(device), reward, progress)
+        return _fit(fold, config, folder, torch.device(device), reward, start, progress)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The fit in {folder} stopped ({error}); if the disk is full or not "
                         "writable, mend that and go on with --resume.") from error
 
 
 def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
-         reward: Segmenter | None, progress) -> dict:
+         reward: Segmenter | None, start: Path | None, progress) -> dict:
     accelerator = _accelerator(device)
-    identity = _identity(fold, config, reward)
+    identity = _identity(fold, config, reward, start)
     reward = reward and reward.to(accelerator.device)
     state = _read_state(folder, identity)
     torch.manual_seed(config.seed)
@@ -109,19 +111,25 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     folder.mkdir(parents=True, exist_ok=True)
     record = Progress(folder, state.get("rows", []), state.get("minutes", {}))
     subjects = read_subjects(fold, fold.train)
-    prior = measure_prior(subjects, fold, PRIOR)
+    prior = measure_prior(subjects, fold, config.prior)
     slices = SliceSet.of(fold, config, prior, subjects)
     if accelerator.is_main_process:
         write_json(folder / "prior.json", prior.as_dict())
         record.log(f"{len(subjects)} training cases, {len(slices.real)} ring slices, "
                    f"{len(slices.scarred)} of them scarred, {len(prior.records)} scars in the "
                    f"prior; device {accelerator.device}")
-    _restore_weights(networks, state)
     done = state.get("done", [])
+    if state:
+        _restore_weights(networks, state)
+    elif start is not None:
+        _take(networks, config, start)
+        done = list(SHARED)
     for stage in _stages(config, reward):
         if stage in done:
             continue
         begun = state if state.get("stage") == stage else {}
+        if stage == "unet" and not begun:
+            _measure_latents(networks, slices)
         if stage == "controlnet" and not begun:
             torch.manual_seed(config.seed)
             networks.controlnet = build_controlnet(networks.unet, networks.factor).to(
@@ -163,8 +171,6 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
                 progress(stage, step, value)
         average.copy_to(objective.parameters())
         networks.train_only()
-        if stage == "vae":
-            _measure_latents(networks, slices)
         done = [*done, stage]
         if accelerator.is_main_process:
             write_checkpoint(folder, _state(identity, networks, record, done))
@@ -177,16 +183,20 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
 
 
 def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
-          resume: bool) -> None:
+          resume: bool, start: Path | None = None) -> None:
     """Raise `UserError` for what `fit` would refuse in its first minute; writes nothing."""
     refuse_existing(folder, resume)
-    _read_state(folder, _identity(fold, config, reward))
+    _read_state(folder, _identity(fold, config, reward, start))
     build_text(config)
+    if start is not None:
+        _take(build(config), config, start)
 
 
-def _identity(fold: Fold, config: FitConfig, reward: Segmenter | None) -> dict:
+def _identity(fold: Fold, config: FitConfig, reward: Segmenter | None,
+              start: Path | None) -> dict:
     """What an interrupted fit must share with the one that goes on."""
     return {"config": dataclasses.asdict(config), "train": list(fold.train),
+            "start": None if start is None else _read_fitted(start)["hash"],
             "reward": None if reward is None else
             {"checkpoint": str(reward.source), "hash": reward.hash}}
 
@@ -201,10 +211,11 @@ def refuse_existing(folder: Path, resume: bool) -> None:
 
 def _accelerator(device: torch.device) -> Accelerator:
     precision = "no"
-    if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    half = half_precision(device)
+    if half is not None:
+        precision = "bf16" if half == torch.bfloat16 else "fp16"
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
 
@@ -238,17 +249,18 @@ def _finite(loss: float, stage: str, step: int) -> float:
 
 @torch.no_grad()
 def _measure_latents(networks: Networks, slices: SliceSet) -> None:
-    networks.set_latent_scale(0.0, 1.0)
+    channels = networks.unet.config.in_channels
+    networks.set_latent_scale([0.0] * channels, [1.0] * channels)
     latents = torch.cat([networks.encode(torch.from_numpy(item.condition.source)[None, None]
                                          .to(networks.device)).float() for item in slices.real])
-    networks.set_latent_scale(float(latents.mean()), float(1 / latents.std()))
+    networks.set_latent_scale(latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
 
 
 def _state(identity: dict, networks: Networks, record: Progress, done: list[str],
            stage: str | None = None, step: int = 0, optimizer=None, average=None) -> dict:
     return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
             "weights": {name: m.state_dict() for name, m in networks.modules.items()},
-            "latents": (networks.vae.config.shift_factor, networks.vae.config.scaling_factor),
+            "latents": (networks.vae.config.latents_mean, networks.vae.config.latents_std),
             "rows": record.rows, "minutes": record.minutes,
             "optimizer": optimizer and optimizer.state_dict(),
             "average": average and average.state_dict()}
@@ -265,10 +277,32 @@ def _read_state(folder: Path, identity: dict) -> dict:
 
 
 def _restore_weights(networks: Networks, state: dict) -> None:
-    if state:
-        for name, module in networks.modules.items():
-            module.load_state_dict(state["weights"][name])
-        networks.set_latent_scale(*state["latents"])
+    for name, module in networks.modules.items():
+        module.load_state_dict(state["weights"][name])
+    networks.set_latent_scale(*state["latents"])
+
+
+def _read_fitted(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} holds no fitted generator to start from ({error}); give the "
+                        "fold folder that lgesynth fit has written.") from error
+
+
+def _take(networks: Networks, config: FitConfig, start: Path) -> None:
+    """VAE, U-Net and text encoder of another fit, which must have been built alike."""
+    mine, theirs = json.loads(json.dumps(dataclasses.asdict(config))), _read_fitted(start)["config"]
+    other = [f"{n} {theirs.get(n)}, not {mine[n]}"
+             for n in ("network", "crop_pixels", "crop_mm", "text_encoder")
+             if theirs.get(n) != mine[n]]
+    if other:
+        raise UserError(f"{start} cannot be started from: it has {'; '.join(other)}. Start from a "
+                        "fit of a preset with the same networks.")
+    loaded = Networks.load(start, "cpu")
+    for name in ("vae", "unet", "text"):
+        networks.modules[name].load_state_dict(loaded.modules[name].state_dict())
+    networks.set_latent_scale(loaded.vae.config.latents_mean, loaded.vae.config.latents_std)
 
 
 def _picture(folder: Path, networks: Networks, config: FitConfig, slices: SliceSet,
@@ -287,7 +321,7 @@ def _finish(folder: Path, fold: Fold, config: FitConfig, networks: Networks, rec
     networks.save(folder)
     result = {"format": 1, "hash": _hash(folder, config), **identity, "val": list(fold.val),
               "dataset": fold.dataset, "plans_name": fold.plans_name,
-              "configuration": fold.configuration, "fold": fold.fold, "prior": PRIOR,
+              "configuration": fold.configuration, "fold": fold.fold, "prior": config.prior,
               "version": __version__,
               "minutes": {k: round(v, 2) for k, v in record.minutes.items()}}
     record.log(f"fitted, generator {result['hash']}")
