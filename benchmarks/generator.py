@@ -1,0 +1,241 @@
+"""Measure fitted generators on a fold's fixed test set: one draft a request, no retry.
+
+    python -m benchmarks.judges -d 116 -f 4 -device cpu -o JUDGES
+    python -m benchmarks.generator -d 116 -f 4 -device cpu --judges JUDGES -o generator_fold4.json
+
+Without `--generators` the rule-based painter and the fold's fitted inpainter are measured; with it,
+"paint" and any fold folders that `lgesynth fit` has written. `own` is the judge that rewards and
+filters, `independent` one that never met the generator; real slices are judged by the same rules.
+Without `--judges` the own judge is the one that tuned the generator, and there is no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import drafts as d
+from benchmarks import realism, testset
+from benchmarks.judges import JUDGES, judge_folder
+from nnunet_lgesynth.benchmark.compare import interval, number_row
+from nnunet_lgesynth.config import QCConfig, write_json
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.generators.subject import read_subjects
+from nnunet_lgesynth.judge.segmenter import Segmenter
+from nnunet_lgesynth.pool.generator import find_inpainter, judge_of, preset_of, usable_device
+from nnunet_lgesynth.provenance import machine, versions
+
+RESAMPLES = 2000
+TERTILES = ("small", "middle", "large")
+IN_PLACE_SEEDS = 4
+LEAST_CROPS = 8               # halves of fewer have no distance
+CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
+
+
+def main() -> None:
+    arguments = _arguments()
+    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    device = usable_device(arguments.device)
+    names = arguments.generators or ["paint", str(find_inpainter(fold))]
+    requests = testset.read(testset.request_file(fold))[:arguments.n]
+    patients = testset.patients(fold)
+    judges = {n: Segmenter.load_fold(judge_folder(arguments.judges.resolve(), n, fold), device)
+              for n in JUDGES} if arguments.judges else \
+        {"own": judge_of(Path(names[-1]), fold, device)}
+    about = {"benchmark": "generator", "dataset": fold.dataset, "seeds": [0],
+             "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
+             "command": "python -m benchmarks.generator " + shlex.join(sys.argv[1:]),
+             "versions": versions(), "date": date.today().isoformat()}
+    bench = Bench(fold, patients, requests, judges, about, not arguments.quick)
+    rows = bench.real()
+    for name in names:
+        rows += bench.arm(name, device)
+        write_json(arguments.o, rows)
+    print(table(rows))
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-d", required=True)
+    parser.add_argument("-c", default="2d")
+    parser.add_argument("-p", default="nnUNetPlans")
+    parser.add_argument("-f", type=int, required=True)
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser.add_argument("--judges", type=Path, help="folder that benchmarks.judges has filled")
+    parser.add_argument("--generators", nargs="+", help='"paint" or fitted fold folders')
+    parser.add_argument("-n", type=int, help="only the first so many requests")
+    parser.add_argument("--quick", action="store_true", help="pass rates and control errors only")
+    parser.add_argument("-o", required=True, help="JSON file of the rows")
+    return parser.parse_args()
+
+
+class Bench:
+    """The test set, the judges and the real scars that every generator is held against."""
+
+    def __init__(self, fold: Fold, patients: dict, requests: Sequence, judges: dict, about: dict,
+                 looks: bool):
+        self.fold, self.patients, self.requests, self.judges = fold, patients, requests, judges
+        self.about, self.looks, self.qc = about, looks, QCConfig()
+        self.roles = fold.info.roles
+        self.real_rows = {n: d.judge_real(patients, j, self.roles, self.qc)
+                          for n, j in judges.items()}
+        everyone = dict(patients)
+        everyone |= {s.case.identifier: s for s in read_subjects(fold, fold.train)}
+        self.real_scars = [(h, z, m) for h in everyone.values()
+                           for z, m in d.real_masks(h, self.roles)]
+        asked = [r.pixels / patients[r.case].anatomy.myocardium[r.z].sum() for r in requests]
+        self.cuts = np.quantile(asked, [1 / 3, 2 / 3])
+        self.real_features = self._real_features() if looks else None
+
+    def _real_features(self) -> np.ndarray:
+        return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
+                                 for h, z, m in self.real_scars])
+
+    def _about(self, arm: str, preset: str | None, part: str | None = None) -> dict:
+        split = self.about["split"] + (f", {part} burdens" if part else "")
+        return {**self.about, "arm": arm, "preset": preset, "split": split}
+
+    def real(self) -> list[dict]:
+        """Real scar slices of the validation patients, by both judges."""
+        rows = []
+        for name, found in self.real_rows.items():
+            rows += self._judged("real", None, f"qc_pass_{name}", found)
+            if name == "own":
+                rows += self._control("real", None, found)
+        if self.looks:
+            val = np.array([h.case.identifier in self.patients for h, _, _ in self.real_scars])
+            here = self._about("real", None)
+            rows += _distances(here, self.real_features[~val], self.real_features[val])
+        return rows
+
+    def arm(self, name: str, device) -> list[dict]:
+        """All rows of one generator."""
+        generator, preset = _load(name, device)
+        arm = "paint" if name == "paint" else Path(name).parent.name
+        asked = d.requests_of(self.requests, self.patients, generator)
+        generator.drafts([asked[0].condition], [0])          # warm up
+        scars, seconds = d.draft(generator, asked)
+        rows, passed = [], {}
+        for judge, segmenter in self.judges.items():
+            found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
+            rows += self._judged(arm, preset, f"qc_pass_{judge}", found)
+            if judge == "own":
+                rows += self._control(arm, preset, found) + self._realised(arm, preset, found)
+                seconds += spent
+                passed = sum(r["accepted"] for r in found)
+        here, n = self._about(arm, preset), len(scars)
+        rows += [number_row(here, "seconds_per_draft", seconds / n, n=n, unit="s, judge included"),
+                 number_row(here, "seconds_per_accepted", seconds / max(passed, 1), n=n,
+                            unit="s, judge included"),
+                 number_row(here, "changed_outside", sum(s.changed_outside for s in scars), n=n,
+                            unit="pixels")]
+        return rows + (self._looks(here, generator, scars) if self.looks else [])
+
+    def _judged(self, arm, preset, metric: str, found: list[dict]) -> list[dict]:
+        """Pass rate, over all and by burden tertile of the requests."""
+        accepted = np.array([r["accepted"] for r in found], float)
+        tertile = np.digitize([r["burden"] for r in found], self.cuts)
+        rows = [_mean_row(self._about(arm, preset), metric, accepted)]
+        for k, name in enumerate(TERTILES):
+            if (tertile == k).any():
+                rows.append(_mean_row(self._about(arm, preset, name), metric,
+                                      accepted[tertile == k]))
+        return rows
+
+    def _control(self, arm, preset, found: list[dict]) -> list[dict]:
+        here = self._about(arm, preset)
+        return [_row(here, metric, np.array([r[metric] for r in found]), np.median, "median")
+                for metric in CONTROL]
+
+    def _realised(self, arm, preset, found: list[dict]) -> list[dict]:
+        """Kolmogorov-Smirnov distance of what drafts realise to all real scars of the fold."""
+        real = {"contrast": [], "found_burden": []}
+        for heart, z, mask in self.real_scars:
+            values, wall = heart.intensities.apply(heart.lge[z]), heart.anatomy.myocardium[z]
+            core = mask[z] == d.SCAR if (mask[z] == d.SCAR).any() else mask[z] > 0
+            real["contrast"].append(np.median(values[core]))
+            real["found_burden"].append((mask[z] > 0).sum() / wall.sum())
+        here = self._about(arm, preset)
+        asked = {"asked_contrast": "contrast", "contrast": "contrast", "burden": "found_burden",
+                 "found_burden": "found_burden"}
+        return [number_row(here, f"ks_{mine}", stats.ks_2samp([r[mine] for r in found],
+                                                              real[theirs]).statistic,
+                           n=len(found), unit="KS distance to real scars")
+                for mine, theirs in asked.items()]
+
+    def _looks(self, here: dict, generator, scars: list) -> list[dict]:
+        mine = realism.features([realism.window(s.sample, s.request > 0) for s in scars])
+        rows = _distances(here, mine, self.real_features)
+        again, _ = d.draft(generator, d.in_place(self.patients, self.roles, generator,
+                                                 IN_PLACE_SEEDS))
+        for metric, values in zip(("ssim_crop", "rmse_crop"), realism.in_place_scores(again)):
+            rows.append(_row(here, metric, values, np.mean, "mean"))
+        healthy, _ = d.draft(generator, d.requests_of(self.requests, self.patients, generator,
+                                                      healthy=True))
+        found, _ = d.judge_drafts(healthy, self.judges["own"], self.roles, self.qc)
+        rows.append(_mean_row(here, "qc_pass_healthy", np.array([r["accepted"] for r in found],
+                                                                float)))
+        for metric, ring in (("shortcut_auc", False), ("seam_auc", True)):
+            value, low, high, n = realism.classifier_auc(healthy, ring)
+            rows.append(number_row(here, metric, value, low, high, n=n, unit="AUC"))
+        return rows
+
+
+def _load(name: str, device):
+    if name == "paint":
+        return Painter(), None
+    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
+
+    return Inpainter.load(name, device), preset_of(Path(name))
+
+
+def _distances(here: dict, mine: np.ndarray, real: np.ndarray) -> list[dict]:
+    if min(len(mine), len(real)) < LEAST_CROPS:
+        return []
+    # the Frechet distance is biased by the number of samples, so halves give it no interval
+    return [number_row(here, "feature_distance", *realism.distance_interval(mine, real),
+                       n=len(mine), unit="KID x 1000"),
+            number_row(here, "frechet_distance", realism.frechet_distance(mine, real),
+                       n=len(mine), unit="distance")]
+
+
+def _mean_row(here: dict, metric: str, values: np.ndarray) -> dict:
+    return _row(here, metric, values, np.mean, "fraction")
+
+
+def _row(here: dict, metric: str, values: np.ndarray, statistic: Callable, unit: str) -> dict:
+    bounds = interval(len(values), lambda i: statistic(values[i], axis=-1), RESAMPLES)
+    return number_row(here, metric, statistic(values), *bounds, n=len(values), unit=unit)
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as text: one line a metric (and burden tertile), one column an arm."""
+    arms = list(dict.fromkeys(r["arm"] for r in rows))
+    keys = list(dict.fromkeys((r["metric"], r["split"].partition(", fold ")[2].partition(", ")[2])
+                              for r in rows))
+    lines = [f"{'':38}" + "".join(f"{a[:24]:>26}" for a in arms)]
+    for metric, part in keys:
+        cells = []
+        for arm in arms:
+            mine = [r for r in rows if r["arm"] == arm and r["metric"] == metric
+                    and r["split"].endswith(part) and (part or "burdens" not in r["split"])]
+            cells.append(f"{_cell(mine[0]) if mine else '-':>26}")
+        lines.append(f"{metric + (' (' + part + ')' if part else ''):38}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(row: dict) -> str:
+    bounds = "" if row["low"] is None else f" ({row['low']:.3f}, {row['high']:.3f})"
+    return f"{row['value']:.3f}{bounds}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Laws of `benchmarks.generator`: a fixed test set, distances and classifiers that can tell."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_fold import write_tiny_fold
+from tiny_nnunet import write_tiny_model
+
+from benchmarks import drafts, realism, testset
+from benchmarks.generator import Bench, table
+from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
+from nnunet_lgesynth.config import QCConfig, UserError
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.judge.segmenter import Segmenter
+
+ABOUT = {"benchmark": "generator", "dataset": "tiny", "split": "validation, fold 0", "seeds": [0],
+         "device": "cpu", "command": "", "versions": {}, "date": "2026-01-01"}
+
+
+@pytest.fixture(scope="module")
+def fold(tmp_path_factory):
+    return write_tiny_fold(tmp_path_factory.mktemp("fold"), cases=10)
+
+
+@pytest.fixture(scope="module")
+def patients(fold):
+    return testset.patients(fold)
+
+
+@pytest.fixture(scope="module")
+def requests(fold):
+    return testset.draw(fold, n=12)
+
+
+def test_the_test_set_is_read_as_it_was_drawn(fold, patients, requests, tmp_path):
+    testset.write(tmp_path / "set.jsonl", requests)
+    assert testset.read(tmp_path / "set.jsonl") == requests == testset.draw(fold, n=12)
+    for asked in requests:
+        assert asked.case in fold.val and patients[asked.case].anatomy.paintable[asked.z]
+        mask = asked.mask(patients[asked.case])
+        assert np.flatnonzero(mask.any(axis=(1, 2))).tolist() == [asked.z]
+        assert (mask > 0).sum() == asked.pixels >= QCConfig().min_pixels
+
+
+def test_a_changed_heart_or_a_missing_set_is_refused(patients, requests, tmp_path):
+    wrong = dataclasses.replace(requests[0], pixels=requests[0].pixels + 1)
+    with pytest.raises(UserError, match="Draw a new set"):
+        wrong.mask(patients[wrong.case])
+    with pytest.raises(UserError, match=r"benchmarks\.testset"):
+        testset.read(tmp_path / "none.jsonl")
+
+
+def test_judges_share_no_patient_and_each_has_scars(fold):
+    mine = halves(fold)
+    assert sorted(mine["own"] + mine["independent"]) == list(fold.train)
+    assert not set(mine["own"]) & set(mine["independent"])
+    for half in mine.values():
+        assert 0 < sum(np.isin(fold.read(i).labels, fold.info.roles.scars).any() for i in half)
+    plans = residual_plans(fold)
+    assert plans["plans_name"] == RESIDUAL_PLANS != fold.plans_name
+    kind = plans["configurations"]["2d"]["architecture"]["network_class_name"]
+    assert kind.endswith("ResidualEncoderUNet")
+
+
+def test_distances_are_zero_without_a_difference_and_grow_with_one():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 300, 20))
+    measures = {realism.kernel_distance: 5, realism.frechet_distance: 1}
+    for measure, noise in measures.items():
+        near, far, farther = (measure(a + shift, b) for shift in (0, 0.5, 1))
+        assert abs(near) < noise < far < farther
+    value, low, high = realism.distance_interval(a, b)
+    assert low < value < high and low < 0 < high      # unbiased: below 0 half of the time
+
+
+class Brighter(Painter):
+    def drafts(self, conditions, seeds):
+        return [c.source + 0.5 for c in conditions]
+
+
+class Untouched(Painter):
+    def drafts(self, conditions, seeds):
+        return [c.source for c in conditions]
+
+
+def test_the_classifier_tells_what_can_be_told_and_nothing_else(patients, requests):
+    for painter, ring, least, most in ((Brighter(), False, 0.9, 1), (Brighter(), True, 0.9, 1),
+                                       (Untouched(), False, 0.5, 0.5)):
+        asked = drafts.requests_of(requests * 4, patients, painter, healthy=True)
+        value, low, high, n = realism.classifier_auc(drafts.draft(painter, asked)[0], ring)
+        assert least <= value <= most and low <= value <= high and n == len(asked)
+
+
+def test_a_scar_painted_again_is_not_seen_before(fold, patients):
+    asked = drafts.in_place(patients, fold.info.roles, Painter(), seeds=2)
+    assert asked
+    for one in asked:
+        assert (one.request > 0).sum() == ((one.heart.labels[one.z] == 3)
+                                           | (one.heart.labels[one.z] == 4)).sum()
+        assert not one.condition.source[one.condition.region].any()
+    ssim, rmse = realism.in_place_scores(drafts.draft(Painter(), asked)[0])
+    assert (ssim < 1).all() and (rmse > 0).all()
+
+
+def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
+    judge = Segmenter.load_fold(write_tiny_model(tmp_path_factory.mktemp("results")), "cpu")
+    bench = Bench(fold, patients, requests, {"own": judge, "independent": judge}, ABOUT, True)
+    rows = bench.real() + bench.arm("paint", "cpu")
+    json.dumps(rows)
+    mine = {r["metric"]: r for r in rows if r["arm"] == "paint" and "burdens" not in r["split"]}
+    assert {"qc_pass_own", "qc_pass_independent", "qc_pass_healthy", "burden_error", "ks_contrast",
+            "segment_jaccard", "transmurality_error", "feature_distance", "frechet_distance",
+            "ssim_crop", "rmse_crop", "shortcut_auc", "seam_auc", "seconds_per_draft",
+            "seconds_per_accepted", "changed_outside"} <= set(mine)
+    assert mine["changed_outside"]["value"] == 0 and mine["qc_pass_own"]["n"] == 12
+    parts = [r for r in rows if r["arm"] == "paint" and r["metric"] == "qc_pass_own"
+             and "burdens" in r["split"]]
+    assert sum(r["n"] for r in parts) == 12
+    assert "seam_auc" in table(rows)
+
+
+def test_committed_test_sets_are_whole():
+    files = sorted((Path(testset.__file__).parent / "requests").glob("*.jsonl"))
+    assert files
+    for path in files:
+        asked = testset.read(path)
+        assert len(asked) == testset.REQUESTS == len({a.seed for a in asked})
