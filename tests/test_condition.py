@@ -221,3 +221,28 @@ def test_healthy_request_asks_for_nothing_in_the_same_region(heart):
     assert healthy.caption == NO_ENHANCEMENT != scar.caption
     assert not control_map(healthy)[[0, 3]].any()
     assert np.array_equal(control_map(scar)[1:3], control_map(healthy)[1:3])
+
+
+@pytest.mark.parametrize("step", [1.0, 1.25])
+def test_the_window_moves_no_further_than_a_request_needs(step):
+    crop = Crop((40.0, 41.5) if step != 1 else (40.5, 41.5), (step, step), 32)
+    mask = np.zeros((96, 96), bool)
+    mask[30:45, 30:45] = True
+    assert crop.holding(mask) == crop == crop.holding(np.zeros_like(mask))
+    mask[60, 40] = True
+    moved = crop.holding(mask)
+    pixels = np.subtract(moved.centre, crop.centre) / step
+    assert np.allclose(pixels, pixels.round()) and pixels[1] == 0
+    assert moved.covers(mask.shape)[mask].all()
+    nearer = dataclasses.replace(moved, centre=(moved.centre[0] - step, moved.centre[1]))
+    assert not nearer.covers(mask.shape)[mask].all()
+    mask[10, 40] = True                      # 51 rows are more than the window holds
+    rows = np.flatnonzero(crop.holding(mask).covers(mask.shape).any(axis=1))
+    assert abs((rows[0] - 10) - (60 - rows[-1])) <= 2
+
+
+def test_a_request_far_from_the_lv_centre_is_in_its_crop(heart):
+    condition = told(heart(), pixels=32)[0]
+    near = told(heart(), pixels=48)[0]
+    assert (condition.request > 0).sum() == (near.request > 0).sum()
+    assert condition.crop.centre != near.crop.centre

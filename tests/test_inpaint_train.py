@@ -171,7 +171,7 @@ def test_the_fit_opens_no_validation_case(fold, tmp_path):
 def test_a_stage_trains_its_networks_alone(fold, stage, trained):
     config = tiny_config()
     networks = build(config)
-    objective = objective_of(stage, networks, config, None)
+    objective = objective_of(stage, networks, config, None, (3, 4))
     objective(*Draws(tiny_slices(fold, config), stage, networks.snr())[0]).backward()
     reached = {name for name, module in networks.modules.items()
                if any(p.grad is not None and p.grad.abs().sum() > 0

@@ -1,7 +1,5 @@
 """Laws of the reward: its gradient reaches the ControlNet and nothing else."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from nnunet_lgesynth.generators.condition import paste_array
 from nnunet_lgesynth.generators.inpaint.batch import Draws
 from nnunet_lgesynth.generators.inpaint.networks import build, build_controlnet
 from nnunet_lgesynth.generators.inpaint.train import objective_of
-from nnunet_lgesynth.generators.inpaint.tune import label_loss, pasted
+from nnunet_lgesynth.generators.inpaint.tune import LEAK_PIXELS, label_loss, pasted
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
 
@@ -32,7 +30,7 @@ def setting(slices, segmenter):
     torch.manual_seed(0)
     networks = build(slices.config)
     networks.controlnet = build_controlnet(networks.unet, networks.factor)
-    objective = objective_of("reward", networks, slices.config, segmenter)
+    objective = objective_of("reward", networks, slices.config, segmenter, SCARS)
     return objective, networks, Draws(slices, "reward", networks.snr())[0]
 
 
@@ -94,20 +92,45 @@ def test_targets_are_the_labels_as_asked(slices, setting):
     assert all((t < 3).all() for t, h in zip(drawn.canvas.target, healthy) if h)
 
 
+LABELS, SCARS = (0, 1, 2, 3, 4), (3, 4)
+
+
+def log_probabilities(target, *, sure=9.0):
+    """Of a segmenter that is `sure` of these labels (B, H, W)."""
+    truth = torch.nn.functional.one_hot(target, 5).movedim(-1, 1).float()
+    return (truth * sure).log_softmax(1)
+
+
 def test_label_loss_falls_with_the_right_label_and_counts_classes_alike(setting):
     canvas = setting[2][1].canvas
-    labels = (0, 1, 2, 3, 4)
-    truth = torch.nn.functional.one_hot(canvas.target, 5).movedim(-1, 1).float()
-    right, flat = (truth * 9).log_softmax(1), torch.zeros_like(truth).log_softmax(1)
-    assert label_loss(right, canvas, labels) < 0.01
-    assert torch.isclose(label_loss(flat, canvas, labels), torch.tensor(5.0).log())
-    wrong = torch.where(canvas.target[:, None] == 3, -right * 0 - 8, right)
-    classes = canvas.target[canvas.weight[:, 0] > 0].unique()
-    assert torch.isclose(label_loss(wrong, canvas, labels), torch.tensor(8 / len(classes)),
-                         atol=0.05)
-    outside = dataclasses.replace(canvas, target=torch.where(
-        canvas.weight[:, 0] > 0, canvas.target, 1))
-    assert torch.equal(label_loss(wrong, outside, labels), label_loss(wrong, canvas, labels))
+    right = log_probabilities(canvas.target, sure=20.0)
+    assert label_loss(right, canvas, LABELS, SCARS) < 0.01
+    losses = [label_loss(log_probabilities(canvas.target, sure=s), canvas, LABELS, SCARS)
+              for s in (1, 3, 5, 9)]
+    assert losses == sorted(losses, reverse=True)
+    missed = torch.where(canvas.target >= 3, 2, canvas.target)
+    inside = canvas.weight[:, 0] > 0
+    expected = []
+    for target, here in zip(canvas.target, inside):
+        classes = target[here].unique()
+        expected.append(20 * sum(c >= 3 for c in classes.tolist()) / len(classes) + 1)
+    found = label_loss(log_probabilities(missed, sure=20.0), canvas, LABELS, SCARS)
+    assert torch.isclose(found, torch.tensor(expected).mean(), atol=0.05)
+
+
+def test_label_loss_counts_new_scar_outside_the_feather_and_nothing_else_there(setting):
+    canvas = setting[2][1].canvas
+    right = log_probabilities(canvas.target, sure=20.0)
+    outside = canvas.weight[:, 0] == 0
+    spilled, other = canvas.target.clone(), canvas.target.clone()
+    for k in range(len(outside)):
+        y, x = (outside[k] & (canvas.target[k] < 3)).nonzero()[:10].T
+        spilled[k, y, x], other[k, y, x] = 3, 1
+    losses = [label_loss(log_probabilities(t, sure=20.0), canvas, LABELS, SCARS)
+              for t in (spilled, other)]
+    base = label_loss(right, canvas, LABELS, SCARS)
+    assert torch.isclose(losses[0] - base, torch.tensor(10 / LEAK_PIXELS), atol=1e-3)
+    assert torch.isclose(losses[1], base, atol=1e-5)
 
 
 def test_real_slices_are_noised_little(slices, setting):

@@ -11,8 +11,9 @@ Where the weight is 0, pixels are the source's, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ __all__ = ["CONTROL_CHANNELS", "Condition", "Crop", "Intensities", "Request", "c
            "control_map", "extract", "feather", "paste", "paste_array"]
 
 CONTROL_CHANNELS = 4          # edge map, masked image, inpaint mask, contrast map
+TINY = 1e-6                   # crop pixels; rounding of resampled coordinates
 SAME_PIXEL = 0.1              # relative difference up to which a crop is a plain window
 
 
@@ -52,6 +54,21 @@ class Crop:
         """The same window in a canvas whose origin lies `offset` (2,) pixels further."""
         return Crop(tuple(c - o for c, o in zip(self.centre, offset)), self.step, self.pixels)
 
+    def holding(self, mask: np.ndarray) -> Crop:
+        """The window moved by as few whole crop pixels as bring a mask (Y, X) inside; where the
+        mask is larger than the window, its middle."""
+        if not mask.any():
+            return self
+        moves = []
+        for places, at in zip(np.nonzero(mask), self.crop_coordinates(mask.shape)):
+            low, high = float(at[places.min()]), float(at[places.max()])
+            before, after = min(low, 0.0), max(high - (self.pixels - 1), 0.0)
+            if high - low > self.pixels - 1:
+                before, after = (low + high - (self.pixels - 1)) / 2, 0.0
+            moves.append(math.floor(before) + math.ceil(after))
+        return replace(self, centre=tuple(c + m * s for c, m, s in
+                                          zip(self.centre, moves, self.step)))
+
     def slice_coordinates(self) -> list[torch.Tensor]:
         """Slice row of each crop row, slice column of each crop column."""
         index = torch.arange(self.pixels, dtype=torch.float64) - (self.pixels - 1) / 2
@@ -64,7 +81,7 @@ class Crop:
 
     def covers(self, shape) -> np.ndarray:
         """(Y, X) bool: slice pixels inside the crop."""
-        rows, columns = (((0 <= c) & (c <= self.pixels - 1)).numpy()
+        rows, columns = (((-TINY <= c) & (c <= self.pixels - 1 + TINY)).numpy()
                          for c in self.crop_coordinates(shape))
         return rows[:, None] & columns[None]
 
@@ -100,12 +117,16 @@ class Condition:
 def conditions(image: np.ndarray, anatomy: Anatomy, intensities: Intensities, request: Request,
                slices: Sequence[int], *, pixels: int, mm: float,
                feather_mm: float) -> list[Condition]:
-    """One condition a slice; image and request mask are (Z, Y, X) on the same grid."""
-    crop = Crop.around(anatomy.lv_centre, anatomy.spacing[1:], pixels, mm)
-    covered = crop.covers(image.shape[1:])
+    """One condition a slice; image and request mask are (Z, Y, X) on the same grid.
+
+    The crop lies around the LV, moved where the request would else leave it.
+    """
+    around = Crop.around(anatomy.lv_centre, anatomy.spacing[1:], pixels, mm)
     result = []
     for z in slices:
-        weight = feather(request.mask[z] > 0, anatomy.spacing[1:], feather_mm) * covered
+        weight = feather(request.mask[z] > 0, anatomy.spacing[1:], feather_mm)
+        crop = around.holding(weight > 0)
+        weight = weight * crop.covers(image.shape[1:])
         maps = np.stack([intensities.apply(image[z]), weight]).astype(np.float32)
         source, region = extract(torch.from_numpy(maps)[None], [crop])[0].numpy()
         mask = extract(torch.from_numpy(request.mask[z][None, None].astype(np.float32)), [crop],

@@ -62,11 +62,12 @@ ROW_EVERY = 10                # steps a row of metrics.json
 LOADER_WORKERS = 8            # on CUDA; a CPU fit makes its batches itself
 
 
-def objective_of(stage: str, networks: Networks, config: FitConfig,
-                 reward: Segmenter | None) -> nn.Module:
-    """The stage's objective, with gradients enabled for what it trains and nothing else."""
+def objective_of(stage: str, networks: Networks, config: FitConfig, reward: Segmenter | None,
+                 scars: tuple[int, ...]) -> nn.Module:
+    """The stage's objective, with gradients enabled for what it trains and nothing else; `scars`
+    are the labels that mean scar."""
     if stage == "reward":
-        objective: nn.Module = RewardObjective(networks, config, reward)
+        objective: nn.Module = RewardObjective(networks, config, reward, scars)
     elif stage == "vae":
         objective = VaeObjective(networks)
     else:
@@ -134,7 +135,7 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
             torch.manual_seed(config.seed)
             networks.controlnet = build_controlnet(networks.unet, networks.factor).to(
                 accelerator.device)
-        objective = objective_of(stage, networks, config, reward)
+        objective = objective_of(stage, networks, config, reward, fold.info.roles.scars)
         rate = config.reward_learning_rate if stage == "reward" else config.learning_rate
         optimizer = torch.optim.AdamW(objective.parameters(), lr=rate, weight_decay=0.01)
         average = EMAModel(objective.parameters(), decay=config.ema_decay)
