@@ -119,7 +119,10 @@ class Bench:
     def arm(self, name: str, device) -> list[dict]:
         """All rows of one generator."""
         generator, preset = _load(name, device)
-        arm = "paint" if name == "paint" else Path(name).parent.name
+        return self.measure(generator, preset, preset or name)
+
+    def measure(self, generator, preset: str | None, arm: str) -> list[dict]:
+        """All rows of a generator in memory."""
         asked = d.requests_of(self.requests, self.patients, generator)
         generator.drafts([asked[0].condition], [0])          # warm up
         scars, seconds = d.draft(generator, asked)
