@@ -14,6 +14,8 @@ from nnunet_lgesynth.generators.inpaint.train import objective_of
 from nnunet_lgesynth.generators.inpaint.tune import LEAK_PIXELS, label_loss, pasted
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
+LABELS, SCARS = (0, 1, 2, 3, 4), (3, 4)
+
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory):
@@ -92,45 +94,50 @@ def test_targets_are_the_labels_as_asked(slices, setting):
     assert all((t < 3).all() for t, h in zip(drawn.canvas.target, healthy) if h)
 
 
-LABELS, SCARS = (0, 1, 2, 3, 4), (3, 4)
-
-
-def log_probabilities(target, *, sure=9.0):
+def log_probabilities(target, sure=20.0):
     """Of a segmenter that is `sure` of these labels (B, H, W)."""
     truth = torch.nn.functional.one_hot(target, 5).movedim(-1, 1).float()
     return (truth * sure).log_softmax(1)
 
 
+def loss_of(canvas, found, before=None, sure=20.0):
+    before = torch.where(canvas.target >= 3, 2, canvas.target) if before is None else before
+    return label_loss(log_probabilities(found, sure), log_probabilities(before), canvas, LABELS,
+                      SCARS)
+
+
 def test_label_loss_falls_with_the_right_label_and_counts_classes_alike(setting):
     canvas = setting[2][1].canvas
-    right = log_probabilities(canvas.target, sure=20.0)
-    assert label_loss(right, canvas, LABELS, SCARS) < 0.01
-    losses = [label_loss(log_probabilities(canvas.target, sure=s), canvas, LABELS, SCARS)
-              for s in (1, 3, 5, 9)]
-    assert losses == sorted(losses, reverse=True)
+    losses = [loss_of(canvas, canvas.target, sure=s) for s in (1, 3, 5, 9, 20)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
     missed = torch.where(canvas.target >= 3, 2, canvas.target)
-    inside = canvas.weight[:, 0] > 0
     expected = []
-    for target, here in zip(canvas.target, inside):
-        classes = target[here].unique()
-        expected.append(20 * sum(c >= 3 for c in classes.tolist()) / len(classes) + 1)
-    found = label_loss(log_probabilities(missed, sure=20.0), canvas, LABELS, SCARS)
-    assert torch.isclose(found, torch.tensor(expected).mean(), atol=0.05)
+    for target, here in zip(canvas.target, canvas.weight[:, 0] > 0):
+        classes = {min(c, 3) for c in target[here].unique().tolist()}     # scar kinds as one
+        expected.append((20 - np.log(2)) / len(classes) + 1 + (4 in target[here]))
+    assert torch.isclose(loss_of(canvas, missed), torch.tensor(expected).mean(), atol=0.05)
+
+
+def test_no_reflow_taken_for_scar_costs_its_dice_alone(setting):
+    canvas = setting[2][1].canvas
+    taken = torch.where(canvas.target == 4, 3, canvas.target)
+    asked = [bool((t[w[0] > 0] == 4).any()) for t, w in zip(canvas.target, canvas.weight)]
+    assert any(asked)
+    assert torch.isclose(loss_of(canvas, taken), torch.tensor(asked).float().mean(), atol=0.01)
 
 
 def test_label_loss_counts_new_scar_outside_the_feather_and_nothing_else_there(setting):
     canvas = setting[2][1].canvas
-    right = log_probabilities(canvas.target, sure=20.0)
     outside = canvas.weight[:, 0] == 0
     spilled, other = canvas.target.clone(), canvas.target.clone()
     for k in range(len(outside)):
         y, x = (outside[k] & (canvas.target[k] < 3)).nonzero()[:10].T
         spilled[k, y, x], other[k, y, x] = 3, 1
-    losses = [label_loss(log_probabilities(t, sure=20.0), canvas, LABELS, SCARS)
-              for t in (spilled, other)]
-    base = label_loss(right, canvas, LABELS, SCARS)
-    assert torch.isclose(losses[0] - base, torch.tensor(10 / LEAK_PIXELS), atol=1e-3)
-    assert torch.isclose(losses[1], base, atol=1e-5)
+    base = loss_of(canvas, canvas.target)
+    assert torch.isclose(loss_of(canvas, spilled) - base, torch.tensor(10 / LEAK_PIXELS),
+                         atol=1e-3)
+    assert torch.isclose(loss_of(canvas, other), base, atol=1e-5)
+    assert torch.isclose(loss_of(canvas, spilled, before=spilled), base, atol=1e-5)   # not new
 
 
 def test_real_slices_are_noised_little(slices, setting):

@@ -11,11 +11,13 @@ The recipe is ControlNet++'s (arXiv 2404.07987) as LGESynthNet uses it, without 
 Both are decoded with gradient, brought to nnU-Net's intensities and pasted through the feather as
 in use. The segmenter's log-probabilities (float32) are scored sample by sample, as the quality
 control judges them:
-    cross-entropy   inside the feather against the labels as asked, every class alike, infarct and
-                    no-reflow each as a class of its own
-    1 - soft Dice   of scar and no-reflow together, inside the feather
-    leak            expected pixels of scar outside the feather where the labels have none, as a
-                    share of `LEAK_PIXELS`
+    cross-entropy   inside the feather against the labels as asked, every class alike, scar and
+                    no-reflow as one
+    1 - soft Dice   inside the feather, of scar and no-reflow together, and of no-reflow alone where
+                    it was asked for. Its gradient fades where the segmenter never finds no-reflow
+                    (few do); a cross-entropy of its own would push hardest just there
+    leak            expected new pixels of scar outside the feather, as a share of `LEAK_PIXELS`;
+                    what the segmenter finds in the untouched slice is not the draft's fault
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class RewardObjective(nn.Module):
         with torch.autocast(latents.device.type, dtype=torch.bfloat16,
                             enabled=half and torch.is_autocast_enabled(latents.device.type)):
             scores = self.segmenter.log_probabilities(pasted(drafts.float(), canvas))
-        return label_loss(scores.float(), canvas, self.segmenter.labels, self.scars)
+            with torch.no_grad():
+                before = self.segmenter.log_probabilities(canvas.image)
+        return label_loss(scores, before, canvas, self.segmenter.labels, self.scars)
 
 
 def pasted(drafts: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -87,34 +91,35 @@ def pasted(drafts: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     return torch.cat([canvas.image[:, :canvas.lge], painted, canvas.image[:, canvas.lge + 1:]], 1)
 
 
-def label_loss(log_probabilities: torch.Tensor, canvas: Canvas, labels: tuple[int, ...],
-               scars: tuple[int, ...]) -> torch.Tensor:
+def label_loss(scores: torch.Tensor, before: torch.Tensor, canvas: Canvas,
+               labels: tuple[int, ...], scars: tuple[int, ...]) -> torch.Tensor:
     """Mean over the samples of what the module's text lists.
 
-    log_probabilities (B, L, H, W) in the order of `labels`; label values that the segmenter lacks
-    are left out. `scars` are the labels that mean scar.
+    Log-probabilities (B, L, H, W) in the order of `labels`, of the drafts and of the untouched
+    slices; label values that the segmenter lacks are left out. `scars` mean scar, no-reflow last.
     """
-    scarred = [i for i, value in enumerate(labels) if value in scars]
-    scar = log_probabilities[:, scarred].exp().sum(1)                           # (B, H, W)
-    asked = torch.isin(canvas.target, torch.tensor(scars, device=canvas.target.device))
-    inside = canvas.weight[:, 0] > 0
-    return torch.stack([
-        _cross_entropy(scores, target[here], labels, here) + _leak(p, wanted, here)
-        + (_lost_dice(p[here], wanted[here].float()) if (wanted & here).any() else 0)
-        for scores, p, target, wanted, here in
-        zip(log_probabilities, scar, canvas.target, asked, inside)]).mean()
+    return torch.stack([_sample_loss(*one, labels, scars) for one in
+                        zip(scores, before, canvas.target, canvas.weight[:, 0] > 0)]).mean()
 
 
-def _cross_entropy(scores: torch.Tensor, target: torch.Tensor, labels: tuple[int, ...],
-                   here: torch.Tensor) -> torch.Tensor:
-    inner = scores[:, here]                                                     # (L, n)
-    terms = [-inner[i, target == value] for i, value in enumerate(labels)]
-    return torch.stack([t.mean() for t in terms if len(t)]).mean()
+def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tensor,
+                 here: torch.Tensor, labels: tuple[int, ...], scars: tuple[int, ...]):
+    found = {value: scores[i] for i, value in enumerate(labels)}
+    kinds = [value for value in scars if value in found]
+    scar, scar_before = (torch.stack([part[labels.index(v)] for v in kinds]).logsumexp(0)
+                         for part in (scores, before))
+    wanted = torch.isin(target, torch.tensor(scars, device=target.device))
+    parts = [(found[value], target == value) for value in found if value not in scars]
+    terms = [-log_p[here & mask].mean() for log_p, mask in [*parts, (scar, wanted)]
+             if (here & mask).any()]
+    loss = torch.stack(terms).mean()
+    loss = loss + (scar.exp() - scar_before.exp())[~here].clamp(min=0).sum() / LEAK_PIXELS
+    masks = [(scar, wanted)]
+    if len(kinds) > 1:
+        masks.append((found[kinds[-1]], target == kinds[-1]))
+    return loss + sum(_lost_dice(log_p[here].exp(), mask[here].float())
+                      for log_p, mask in masks if (mask & here).any())
 
 
 def _lost_dice(scar: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return 1 - 2 * (scar * wanted).sum() / (scar.sum() + wanted.sum())
-
-
-def _leak(scar: torch.Tensor, wanted: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-    return scar[~here & ~wanted].sum() / LEAK_PIXELS
