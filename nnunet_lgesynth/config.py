@@ -153,7 +153,7 @@ class InjectionConfig:
 
 
 _TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
-_SMALL = NetworkConfig((16, 32), 4, (48, 96, 96), 1, 32, 64, 2)
+_SMALL = NetworkConfig((), 4, (48, 96, 96), 1, 32, 64, 2)
 _LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
 
 # roi-cpu, frozen on EMIDEC ROI fold 4: fitted in 44 min on 2 CPU cores; .49 of its first drafts
@@ -163,11 +163,27 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,
               unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
               sampler_steps=4, save_every=100),
-    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=1500, unet_steps=1200,
-              controlnet_steps=2200, reward_steps=80),
+    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=0, unet_steps=2000,
+              controlnet_steps=2000, reward_steps=400, learning_rate=8e-4,
+              reward_learning_rate=2e-4, reward_last_steps=2, sampler_steps=4, guidance_scale=1.0),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
               controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, save_every=1000),
 )}
+
+# What the parts of roi-cpu bring: each lacks or changes one of them. Share VAE and U-Net of a
+# fitted roi-cpu by `lgesynth fit --preset roi-cpu-... --start FOLDER`; see benchmarks/results
+_ABLATIONS = {
+    "plain": {"reward_steps": 0},                       # a ControlNet without reward
+    "no-caption": {"captions": "none"},
+    "constant-caption": {"captions": "constant"},
+    "mask": {"outline": "mask"},                        # instead of the edge map
+    "random-prior": {"prior": "ellipsoid"},             # instead of the anatomical one
+    "no-healthy": {"healthy_share": 0.0},               # no healthy re-inpaintings
+    "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
+}
+PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
+    PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)
+    for name, changes in _ABLATIONS.items()}
 
 
 def from_dict(cls, values: dict):

@@ -11,7 +11,7 @@ from nnunet_lgesynth.generators.condition import paste_array
 from nnunet_lgesynth.generators.inpaint.batch import Draws
 from nnunet_lgesynth.generators.inpaint.networks import build, build_controlnet
 from nnunet_lgesynth.generators.inpaint.train import objective_of
-from nnunet_lgesynth.generators.inpaint.tune import LEAK_PIXELS, label_loss, pasted
+from nnunet_lgesynth.generators.inpaint.tune import LEAK_PIXELS, contrast_loss, label_loss, pasted
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
 LABELS, SCARS = (0, 1, 2, 3, 4), (3, 4)
@@ -45,9 +45,9 @@ def test_reward_gradient_reaches_the_controlnet_and_nothing_else(setting, segmen
     objective, networks, (diffusion, real, drawn) = setting
     before = {k: v.clone() for k, v in segmenter.network.state_dict().items()}
     if part == "real":
-        loss = objective.reward(objective.one_step(real), real.canvas)
+        loss = objective.reward(objective.one_step(real), real)
     elif part == "drawn":
-        loss = objective.reward(objective.sampled(drawn), drawn.canvas)
+        loss = objective.reward(objective.sampled(drawn), drawn)
     else:
         loss = objective(diffusion, real, drawn)
     loss.backward()
@@ -134,10 +134,21 @@ def test_label_loss_counts_new_scar_outside_the_feather_and_nothing_else_there(s
         y, x = (outside[k] & (canvas.target[k] < 3)).nonzero()[:10].T
         spilled[k, y, x], other[k, y, x] = 3, 1
     base = loss_of(canvas, canvas.target)
-    assert torch.isclose(loss_of(canvas, spilled) - base, torch.tensor(10 / LEAK_PIXELS),
+    assert torch.isclose(loss_of(canvas, spilled) - base, torch.tensor(1 + 10 / LEAK_PIXELS).log(),
                          atol=1e-3)
     assert torch.isclose(loss_of(canvas, other), base, atol=1e-5)
     assert torch.isclose(loss_of(canvas, spilled, before=spilled), base, atol=1e-5)   # not new
+
+
+def test_contrast_loss_is_the_error_of_each_parts_mean_level(setting):
+    control = setting[2][1].control
+    asked = control[:, 3:]
+    assert contrast_loss(asked, control) == 0
+    rough = asked + torch.randn_like(asked)
+    assert 0 < contrast_loss(rough, control) < 0.5
+    assert torch.isclose(contrast_loss(asked + 0.3, control), torch.tensor(0.3))
+    healthy = torch.zeros_like(control)
+    assert contrast_loss(rough, healthy) == 0
 
 
 def test_real_slices_are_noised_little(slices, setting):

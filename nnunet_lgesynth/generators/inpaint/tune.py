@@ -16,8 +16,11 @@ control judges them:
     1 - soft Dice   inside the feather, of scar and no-reflow together, and of no-reflow alone where
                     it was asked for. Its gradient fades where the segmenter never finds no-reflow
                     (few do); a cross-entropy of its own would push hardest just there
-    leak            expected new pixels of scar outside the feather, as a share of `LEAK_PIXELS`;
-                    what the segmenter finds in the untouched slice is not the draft's fault
+    leak            log(1 + n / `LEAK_PIXELS`) of the n expected new pixels of scar outside the
+                    feather; what the segmenter finds in the untouched slice is not the draft's
+                    fault
+    contrast        `CONTRAST_WEIGHT` times the mean level of scar and of no-reflow in the draft
+                    against what was asked, absolute: a brighter scar is always found more easily
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ from nnunet_lgesynth.generators.inpaint.objectives import diffusion_loss
 from nnunet_lgesynth.generators.inpaint.sample import denoise
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["RewardObjective", "label_loss", "pasted"]
+__all__ = ["RewardObjective", "contrast_loss", "label_loss", "pasted"]
 
-LEAK_PIXELS = 20.0            # four times what the quality control tolerates
+LEAK_PIXELS = 5.0             # as many as the quality control tolerates
+CONTRAST_WEIGHT = 2.0
 
 
 class RewardObjective(nn.Module):
@@ -50,8 +54,8 @@ class RewardObjective(nn.Module):
 
     def forward(self, diffusion: Batch, real: Batch, drawn: Batch) -> torch.Tensor:
         """Scalar loss of one draw of the reward stage."""
-        rewards = (self.reward(self.one_step(real), real.canvas)
-                   + self.reward(self.sampled(drawn), drawn.canvas)) / 2
+        rewards = (self.reward(self.one_step(real), real)
+                   + self.reward(self.sampled(drawn), drawn)) / 2
         return (diffusion_loss(self.networks, diffusion, control=True)
                 + self.config.reward_weight * rewards)
 
@@ -70,17 +74,18 @@ class RewardObjective(nn.Module):
         *_, latents = denoise(self.networks, batch, self.config, self.config.reward_last_steps)
         return latents
 
-    def reward(self, latents: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-        """`label_loss` of the segmenter on the pasted drafts."""
-        drafts = self.networks.decode(latents)
+    def reward(self, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """`label_loss` of the segmenter on the pasted drafts, and `contrast_loss`."""
+        drafts, canvas = self.networks.decode(latents).float(), batch.canvas
         # its network may run in bfloat16; in float16 log-probabilities have become NaN
         half = torch.get_autocast_dtype(latents.device.type) == torch.bfloat16
         with torch.autocast(latents.device.type, dtype=torch.bfloat16,
                             enabled=half and torch.is_autocast_enabled(latents.device.type)):
-            scores = self.segmenter.log_probabilities(pasted(drafts.float(), canvas))
+            scores = self.segmenter.log_probabilities(pasted(drafts, canvas))
             with torch.no_grad():
                 before = self.segmenter.log_probabilities(canvas.image)
-        return label_loss(scores, before, canvas, self.segmenter.labels, self.scars)
+        return (label_loss(scores, before, canvas, self.segmenter.labels, self.scars)
+                + CONTRAST_WEIGHT * contrast_loss(drafts, batch.control))
 
 
 def pasted(drafts: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -102,6 +107,18 @@ def label_loss(scores: torch.Tensor, before: torch.Tensor, canvas: Canvas,
                         zip(scores, before, canvas.target, canvas.weight[:, 0] > 0)]).mean()
 
 
+def contrast_loss(drafts: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+    """Mean over the samples of |mean draft - asked contrast|, scar and no-reflow alike.
+
+    drafts (B, 1, P, P) normalised; control (B, 4, P, P), whose last map holds the contrasts.
+    """
+    losses = []
+    for draft, asked in zip(drafts[:, 0], control[:, 3]):
+        levels = [draft[asked == c].mean() - c for c in asked.unique() if c != 0]
+        losses.append(torch.stack(levels).abs().mean() if levels else draft.new_zeros(()))
+    return torch.stack(losses).mean()
+
+
 def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tensor,
                  here: torch.Tensor, labels: tuple[int, ...], scars: tuple[int, ...]):
     found = {value: scores[i] for i, value in enumerate(labels)}
@@ -113,7 +130,8 @@ def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tenso
     terms = [-log_p[here & mask].mean() for log_p, mask in [*parts, (scar, wanted)]
              if (here & mask).any()]
     loss = torch.stack(terms).mean()
-    loss = loss + (scar.exp() - scar_before.exp())[~here].clamp(min=0).sum() / LEAK_PIXELS
+    leak = (scar.exp() - scar_before.exp())[~here].clamp(min=0).sum()
+    loss = loss + torch.log1p(leak / LEAK_PIXELS)
     masks = [(scar, wanted)]
     if len(kinds) > 1:
         masks.append((found[kinds[-1]], target == kinds[-1]))
