@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+
+# Needs a CUDA GPU; without make or a package registry, see benchmarks/gpu_check.py.
+gpu-check: install
+	$(BIN)/python -m benchmarks.gpu_check -device cuda -o benchmarks/results/gpu_check.json
 
 clean:
 	rm -rf $(VENV) lgesynth_demo build *.egg-info

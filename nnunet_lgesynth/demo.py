@@ -19,7 +19,7 @@ from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.discovery import add_to_environment
 from nnunet_lgesynth.phantom import write_phantom
 
-__all__ = ["run_demo"]
+__all__ = ["DATASET", "prepare", "run_demo", "run_step"]
 
 DATASET, PATIENTS, SEED = 901, 30, 0
 PIXELS, SPACING = 64, 1.6
@@ -38,26 +38,34 @@ def run_demo(out: Path, log: Callable[[str], None], *, patients: int = PATIENTS,
     """Run the demo in `out`; returns the benchmark's outcome (verdict, report, ...)."""
     begin = perf_counter()
     out = Path(out).resolve()
-    _set_environment(out)
-    name = f"Dataset{DATASET}_EMIDECROI"
-    if not (out / "phantom").is_dir():
-        log(f"Drawing {patients} phantom patients")
-        write_phantom(out / "phantom", n_patients=patients, seed=SEED)
-    if not (out / "nnUNet_raw" / name).is_dir():
-        _run(out, "convert", sys.executable, "-m", "nnunet_lgesynth", "convert", "emidec", "-i",
-             str(out / "phantom"), "-d", str(DATASET), "--roi", str(PIXELS), "--spacing",
-             str(SPACING))
-    if not (out / "nnUNet_preprocessed" / name / "nnUNetPlans_2d").is_dir():
-        log("Planning and preprocessing with nnU-Net")
-        _run(out, "preprocess", sys.executable, "-c", PREPROCESS, "-d", str(DATASET), "-c", "2d",
-             "-np", "2", "-npfp", "2")
-        _shrink(out / "nnUNet_preprocessed" / name / "nnUNetPlans.json")
+    prepare(out, patients, log)
     log(f"Training and comparing {', '.join(arms)}, {epochs} epochs x {iterations} iterations "
         f"each; logs in {out / 'benchmark' / 'logs'}")
     outcome = benchmark(str(DATASET), "2d", arms, [0], 1, out / "benchmark", preset="demo",
                         device="cpu", epochs=epochs, iterations=iterations)
     log(f"Done in {(perf_counter() - begin) / 60:.1f} min")
     return outcome
+
+
+def prepare(out: Path, patients: int, log: Callable[[str], None]) -> None:
+    """Make the phantom dataset in `out` ready to train: drawn, converted, planned, preprocessed.
+
+    nnU-Net's variables of this process then point into `out` (an absolute path).
+    """
+    _set_environment(out)
+    name = f"Dataset{DATASET}_EMIDECROI"
+    if not (out / "phantom").is_dir():
+        log(f"Drawing {patients} phantom patients")
+        write_phantom(out / "phantom", n_patients=patients, seed=SEED)
+    if not (out / "nnUNet_raw" / name).is_dir():
+        run_step(out, "convert", sys.executable, "-m", "nnunet_lgesynth", "convert", "emidec", "-i",
+                 str(out / "phantom"), "-d", str(DATASET), "--roi", str(PIXELS), "--spacing",
+                 str(SPACING))
+    if not (out / "nnUNet_preprocessed" / name / "nnUNetPlans_2d").is_dir():
+        log("Planning and preprocessing with nnU-Net")
+        run_step(out, "preprocess", sys.executable, "-c", PREPROCESS, "-d", str(DATASET), "-c",
+                 "2d", "-np", "2", "-npfp", "2")
+        _shrink(out / "nnUNet_preprocessed" / name / "nnUNetPlans.json")
 
 
 def _set_environment(out: Path) -> None:
@@ -82,10 +90,11 @@ def _shrink(path: Path) -> None:
     write_json(path, plans)
 
 
-def _run(out: Path, name: str, *command: str) -> None:
+def run_step(out: Path, name: str, *command: str) -> None:
+    """Run a command, its output in `out`/<name>.log; `UserError` with its last line if it fails."""
     log = out / f"{name}.log"
     with open(log, "w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        raise UserError(f"The demo's step '{name}' failed ({last[0]}); see {log}")
+        raise UserError(f"The step '{name}' failed ({last[0]}); see {log}")

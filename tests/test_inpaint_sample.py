@@ -8,6 +8,7 @@ from tiny_inpaint import tiny_config, tiny_slices
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.condition import control_map, paste_array
+from nnunet_lgesynth.generators.inpaint import sample
 from nnunet_lgesynth.generators.inpaint.batch import collate, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter, denoise
@@ -35,8 +36,20 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(inpainter, slices):
     for k in (0, 7, 17):
         alone = inpainter.drafts(conditions[k:k + 1], [k])[0]
         np.testing.assert_allclose(alone, drafts[k], atol=1e-4)
+    fives = sample.paint(inpainter.networks, slices.config, conditions, range(18), batch_size=5)
+    np.testing.assert_allclose(fives, drafts, atol=1e-4)
     other = inpainter.drafts(conditions[:1], [99])[0]
     assert np.abs(other - drafts[0]).max() > 1e-2
+
+
+def test_half_precision_can_be_left_out(inpainter, slices, monkeypatch):
+    monkeypatch.setattr(sample, "half_precision", lambda device: torch.bfloat16)
+    conditions = [item.condition for item in slices.asked[:2]]
+    full = Inpainter(inpainter.networks, slices.config, slices.prior, inpainter.hash, half=False)
+    halves, exact = np.stack(inpainter.drafts(conditions, [0, 1])), full.drafts(conditions, [0, 1])
+    assert 0 < np.abs(halves - exact).max() < 0.1
+    monkeypatch.setattr(sample, "half_precision", lambda device: None)
+    assert np.array_equal(inpainter.drafts(conditions, [0, 1]), exact)
 
 
 def test_the_callers_random_numbers_are_left_alone(inpainter, slices):

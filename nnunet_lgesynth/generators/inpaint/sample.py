@@ -32,12 +32,17 @@ BATCH = 16
 
 
 class Inpainter:
-    """The fitted generator: conditions in, drafts out; see `generators.paint.Painter`."""
+    """The fitted generator: conditions in, drafts out; see `generators.paint.Painter`.
+
+    `half` False keeps float32 where the device has a faster half precision.
+    """
 
     name = "lgesynth"
 
-    def __init__(self, networks: Networks, config: FitConfig, prior: Prior, hash: str):
+    def __init__(self, networks: Networks, config: FitConfig, prior: Prior, hash: str,
+                 half: bool = True):
         self.networks, self.config, self.prior, self.hash = networks, config, prior, hash
+        self.half = half
         self.pixels, self.mm = config.crop_pixels, config.crop_mm
         self.feather_mm = config.feather_mm
 
@@ -59,20 +64,21 @@ class Inpainter:
 
     def drafts(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[np.ndarray]:
         """One normalised draft (P, P) float32 a condition; sample k depends on k alone."""
-        return paint(self.networks, self.config, conditions, seeds)
+        return paint(self.networks, self.config, conditions, seeds, half=self.half)
 
 
 def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition],
-          seeds: Sequence[int]) -> list[np.ndarray]:
-    """Drafts (P, P) by these networks as they are now."""
+          seeds: Sequence[int], *, batch_size: int = BATCH,
+          half: bool = True) -> list[np.ndarray]:
+    """Drafts (P, P) by these networks as they are now, `batch_size` at a time."""
     result: list[np.ndarray] = []
-    for first in range(0, len(conditions), BATCH):
-        part = slice(first, first + BATCH)
+    for first in range(0, len(conditions), batch_size):
+        part = slice(first, first + batch_size)
         noise = torch.stack([
             torch.randn(latent_shape(config), generator=torch.Generator().manual_seed(int(seed)))
             for seed in seeds[part]])
         batch = collate(conditions[part], config, noise).to(networks.device)
-        with torch.no_grad(), autocast(networks.device):
+        with torch.no_grad(), autocast(networks.device, half):
             *_, latents = denoise(networks, batch, config)
             images = networks.decode(latents)
         result.extend(images[:, 0].float().cpu().numpy())
@@ -114,10 +120,11 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Autocast to `half_precision`, or to nothing."""
-    half = half_precision(device)
-    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+def autocast(device: torch.device, half: bool = True) -> torch.autocast:
+    """Autocast to `half_precision`; to nothing without one, or without `half`."""
+    dtype = half_precision(device)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16,
+                          enabled=half and dtype is not None)
 
 
 def _guided_velocity(networks: Networks, batch: Batch, latents: torch.Tensor,

@@ -52,7 +52,7 @@ from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["check", "fit", "objective_of", "refuse_existing"]
+__all__ = ["accelerator_on", "check", "fit", "objective_of", "refuse_existing"]
 
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
 FLOOR = 0.1
@@ -103,7 +103,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
 
 def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
          reward: Segmenter | None, start: Path | None, progress) -> dict:
-    accelerator = _accelerator(device)
+    accelerator = accelerator_on(device)
     identity = _identity(fold, config, reward, start)
     reward = reward and reward.to(accelerator.device)
     state = _read_state(folder, identity)
@@ -210,7 +210,8 @@ def refuse_existing(folder: Path, resume: bool) -> None:
         raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
 
 
-def _accelerator(device: torch.device) -> Accelerator:
+def accelerator_on(device: torch.device) -> Accelerator:
+    """What a fit on this device trains with: its process, and `half_precision` where it has one."""
     precision = "no"
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
