@@ -1,0 +1,322 @@
+"""Laws of the audit: copies, frozen seeds and deaf generators fail, honest ones pass."""
+
+import json
+import re
+from dataclasses import asdict, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from tiny_fold import write_tiny_fold
+from tiny_inpaint import tiny_config, tiny_slices
+from tiny_training import enter_nnunet, write_tiny_training
+
+from nnunet_lgesynth.benchmark import nearest
+from nnunet_lgesynth.benchmark.audit import audit, diversity, texture
+from nnunet_lgesynth.benchmark.memorisation import Reference
+from nnunet_lgesynth.benchmark.nearest import Library, Patch
+from nnunet_lgesynth.benchmark.probes import Probe, asks, paint_scars, real_scars
+from nnunet_lgesynth.cli import main
+from nnunet_lgesynth.config import AuditConfig, UserError, config_hash, generator_folder, write_json
+from nnunet_lgesynth.generators.inpaint.networks import build
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.generators.subject import read_subjects
+from nnunet_lgesynth.pool.synthesize import prepare
+
+CONFIG = AuditConfig(requests=3, seeds=4)
+SIZE = 48
+DISK = np.hypot(*(np.indices((SIZE, SIZE)) - (SIZE - 1) / 2)) < 7
+DISK[24:, 24:] = False                                  # without symmetry
+
+
+def patch(seed=0, mask=DISK, case="a", smooth=1.5) -> Patch:
+    noise = np.random.default_rng(seed).standard_normal((SIZE, SIZE))
+    image = ndimage.gaussian_filter(noise, smooth, mode="wrap")
+    return Patch(case, 0, (image / image.std()).astype(np.float32), mask)
+
+
+def moved(image, turn: float, mirror: bool, shift) -> np.ndarray:
+    turned = ndimage.rotate(image, turn, reshape=False, order=3, mode="wrap")
+    return np.roll(turned[:, ::-1] if mirror else turned, shift, (0, 1))
+
+
+@pytest.mark.parametrize("turn, mirror, shift", [
+    (0, False, (5, -7)), (10, False, (0, 3)), (-20, True, (-6, 0)), (0, True, (4, 4)),
+    (5, False, (0, 0))])
+def test_a_crop_that_is_turned_mirrored_and_shifted_lies_at_no_distance(turn, mirror, shift):
+    one = patch()
+    other = replace(one, image=moved(one.image, turn, mirror, shift))
+    library = Library([other, patch(1), patch(2)])
+    found = library.distances(one)
+    # shifts are whole pixels, so turned crops match to half a pixel, between the steps less well
+    most = {0: 1e-3, 5: 0.3}.get(turn, 0.2)
+    assert found[0] < most and found[1:].min() > 0.5
+    aligned = library.aligned(one, 0)
+    assert np.sqrt(np.mean((aligned - one.image)[one.mask] ** 2)) < 1.2 * most
+
+
+def test_what_lies_outside_the_mask_does_not_matter():
+    one, library = patch(), Library([patch(k) for k in range(3)])
+    other = replace(one, image=np.where(one.mask, one.image, 7 - 2 * one.image))
+    assert np.array_equal(library.distances(one), library.distances(other))
+    assert library.distances(one)[0] < 1e-3
+
+
+def test_the_distance_is_the_least_over_all_shifts_that_keep_the_mask_inside(monkeypatch):
+    monkeypatch.setattr(nearest, "TURNS", (0.0,))
+    one, other = patch(), patch(1)
+    rows, columns = np.nonzero(one.mask)
+    least = np.inf
+    for image, y, x in ((one.image, rows, columns), (one.image[:, ::-1], rows, SIZE - 1 - columns)):
+        for i in range(-y.min(), SIZE - y.max()):
+            for j in range(-x.min(), SIZE - x.max()):
+                least = min(least, np.mean((image[y, x] - other.image[y + i, x + j]) ** 2))
+    assert Library([other]).distances(one)[0] == pytest.approx(np.sqrt(least), abs=1e-3)
+
+
+def patients(rng, count: int, each: int = 3, size: int = 20) -> np.ndarray:
+    """Points (count * each, size) that stand for scars; those of one patient lie together."""
+    return np.repeat(rng.standard_normal((count, size)), each, 0) + 0.4 * rng.standard_normal(
+        (count * each, size))
+
+
+def as_patches(points, each: int = 3) -> list[Patch]:
+    masks = [np.arange(SIZE ** 2).reshape(SIZE, SIZE) < 20 + 7 * (k % 11)
+             for k in range(len(points))]
+    return [Patch(f"p{k // each:02d}", k % each, np.zeros(1), m) for k, m in enumerate(masks)]
+
+
+def judged(reals, samples, config=CONFIG):
+    known = as_patches(reals)
+    return Reference.of(known, cdist(reals, reals), config).judge(
+        as_patches(samples), cdist(samples, reals))
+
+
+def test_further_patients_are_flagged_as_rarely_as_is_told():
+    rng, share, failed = np.random.default_rng(0), [], 0
+    for _ in range(30):
+        found = judged(patients(rng, 21), patients(rng, 40, each=1))
+        share.append(found.flagged / 40)
+        failed += not found.passed
+        assert found.expected >= 1 / 21 and len(found.reals) == 63 and found.twins == ()
+    assert np.mean(share) == pytest.approx(1 / 21, abs=0.02)      # 20 patients to be held against
+    assert failed <= 3
+
+
+def test_near_copies_are_flagged_whatever_the_scale_and_name_their_patient():
+    rng = np.random.default_rng(1)
+    reals = patients(rng, 21)
+    copies = reals[::2] + 0.05 * rng.standard_normal(reals[::2].shape)
+    found, scaled = judged(reals, copies), judged(reals * 9, copies * 9)
+    assert found.flagged == len(copies) > found.allowed and not found.passed
+    assert [m.nearest_case for m in found.samples] == [p.case for p in as_patches(reals)[::2]]
+    assert scaled.flagged == found.flagged
+    assert [m.ratio for m in scaled.samples] == pytest.approx([m.ratio for m in found.samples])
+
+
+def test_a_patient_who_is_there_twice_counts_once_and_hides_no_copy():
+    rng = np.random.default_rng(2)
+    reals = patients(rng, 21)
+    reals[3:6] = reals[:3] + 0.05 * rng.standard_normal((3, reals.shape[1]))
+    copies = reals[:3] + 0.05 * rng.standard_normal((3, reals.shape[1]))
+    found = judged(reals, copies)
+    assert found.twins == (("p00", "p01"),) and found.flagged == 3
+    assert not [m for m in found.reals if m.case == "p00" and m.nearest_case == "p01"]
+
+
+def probe(by_seed, by_contrast, by_place) -> Probe:
+    mask, other = DISK.astype(np.uint8), np.roll(DISK, 9, 1).astype(np.uint8)
+    return Probe("a", 0, mask, other, (0.5, 1.0), *map(np.asarray, (by_seed, by_contrast,
+                                                                   by_place)))
+
+
+def test_diversity_is_measured_in_units_that_mean_something():
+    rng = np.random.default_rng(0)
+    texts = rng.normal(0, 0.2, (40, SIZE, SIZE))
+    rough = [Patch("a", 0, t + np.linspace(0, 3, SIZE), DISK) for t in texts]
+    assert texture(rough) == pytest.approx(0.2, rel=0.2)        # a slope is no texture
+    place = np.stack([DISK, np.roll(DISK, 9, 1)]).astype(float)
+    found = diversity([probe(texts, [texts[0], texts[0] + 0.4], place)], 0.2, CONFIG)
+    assert found.spread == pytest.approx(1, rel=0.05) and found.slope == pytest.approx(0.8)
+    assert found.inside == 1 and found.passed
+    everywhere = np.stack([np.zeros((SIZE, SIZE)), np.ones((SIZE, SIZE))])
+    dull = diversity([probe(texts[:1].repeat(3, 0), texts[:1].repeat(2, 0), everywhere)], 0.2,
+                     CONFIG)
+    assert (dull.spread, dull.slope) == (0, 0) and dull.inside < 0.2
+    assert dull.failed == ("spread", "slope", "inside")
+    still = diversity([probe(texts, texts[:2], place[:1].repeat(2, 0))], 0.2, CONFIG)
+    assert still.inside == 0
+
+
+class Frozen(Painter):
+    """Every seed gives the same."""
+
+    def drafts(self, conditions, seeds):
+        return super().drafts(conditions, [0] * len(seeds))
+
+
+class Deaf(Painter):
+    """The same scar, whatever is asked for; seeds differ."""
+
+    def drafts(self, conditions, seeds):
+        asked = [replace(c, request=np.roll(np.pad(DISK, 8), 9, 0).astype(np.uint8),
+                         contrast=0.8) for c in conditions]
+        return super().drafts(asked, seeds)
+
+
+class Copier(Painter):
+    """Pastes training scars, centred on the request."""
+
+    def __init__(self, scars):
+        self.scars = scars
+
+    def drafts(self, conditions, seeds):
+        return [self._copy(c, self.scars[s % len(self.scars)]) for c, s in zip(conditions, seeds)]
+
+    @staticmethod
+    def _copy(condition, scar):
+        where = [np.argwhere(m).mean(axis=0) for m in (condition.request, scar.mask)]
+        return np.roll(scar.image, np.round(where[0] - where[1]).astype(int), (0, 1))
+
+
+@pytest.fixture(scope="module")
+def fold(tmp_path_factory):
+    return write_tiny_fold(tmp_path_factory.mktemp("fold"), cases=18)
+
+
+@pytest.fixture(scope="module")
+def scars(fold):
+    return real_scars(fold, read_subjects(fold, fold.train), Painter())
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+
+
+def test_real_scars_lie_on_the_generators_grid_with_their_masks(fold, scars):
+    assert [(s.case, s.z) for s in scars] == [(f"case_{k:02d}", z) for k in range(0, 16, 2)
+                                              for z in (1, 2)]
+    for scar in scars:
+        assert scar.image.shape == scar.mask.shape == (64, 64)
+        assert scar.mask.sum() == (fold.read(scar.case).labels[0, scar.z] >= 3).sum()
+        assert np.median(scar.image[scar.mask]) > 0.5 > np.abs(np.median(
+            scar.image[~ndimage.binary_dilation(scar.mask, iterations=25)]))
+
+
+def test_painted_scars_differ_from_their_source_in_the_scar_alone(fold):
+    prior, hearts = prepare(fold, "fitted")
+    asked = list(islice(asks(fold, prior, hearts, Painter(), np.random.default_rng(0)), 4))
+    for ask, scar in zip(asked, paint_scars(asked, Painter())):
+        source = ask.condition.source
+        assert (scar.case, scar.z) == (ask.heart.case.identifier, ask.z)
+        assert np.array_equal(scar.mask, ask.condition.request > 0) and scar.mask.sum() >= 6
+        change = np.abs(scar.image - source)
+        assert change[scar.mask].mean() > 0.2 and change[~ask.condition.region].max() < 1e-5
+
+
+def test_the_painter_passes_and_is_told_in_full(fold):
+    found = audit(fold, Painter(), 24, 0, CONFIG, pictures=2)
+    assert found.passed and found.memorisation.expected >= 1 / 8
+    assert found.diversity.slope == pytest.approx(1, abs=0.15)
+    ratios = [m.ratio for m in found.memorisation.samples]
+    assert found.pairs[0].match.ratio == min(ratios) and len(ratios) == 24
+    assert len(found.pairs) == max(2, found.memorisation.flagged)
+    again = audit(fold, Painter(), 4, 0, CONFIG)
+    assert again.memorisation.samples == found.memorisation.samples[:4] and not again.pairs
+    assert json.loads(json.dumps(found.as_dict()))["memorisation"]["n"] == 24
+
+
+@pytest.mark.parametrize("make, failed", [(lambda _: Frozen(), {"spread"}),
+                                          (lambda _: Deaf(), {"slope", "inside"})])
+def test_a_collapsed_generator_fails(fold, make, failed):
+    found = audit(fold, make(None), 4, 0, CONFIG)
+    assert not found.passed and failed <= set(found.diversity.failed)
+
+
+def test_a_copier_fails_by_memorisation(fold, scars):
+    found = audit(fold, Copier(scars), 24, 0, CONFIG)
+    assert not found.passed and not found.memorisation.passed
+    assert found.memorisation.flagged > 20      # of 24
+    own = {(s.case, s.z + 1) for s in scars}
+    assert {(m.nearest_case, m.nearest_slice) for m in found.memorisation.samples} <= own
+
+
+def test_too_few_patients_are_refused_before_anything_is_painted(tmp_path):
+    fold = write_tiny_fold(tmp_path)
+    with pytest.raises(UserError, match="2 training patients have a scar, and 4 are needed"):
+        audit(fold, Painter(), 4, 0, CONFIG)
+
+
+@pytest.mark.parametrize("values", [{"seeds": 1}, {"requests": 0}, {"alarm": 0}])
+def test_senseless_bounds_are_refused(values):
+    with pytest.raises(UserError, match=r"must (be|lie)"):
+        AuditConfig(**values)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    enter_nnunet(monkeypatch, tmp_path)
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.audit.AuditConfig", lambda: CONFIG)
+    return write_tiny_training(tmp_path, cases=14)
+
+
+def ask(folder, *more) -> int:
+    return main(["audit", "-d", "116", "-f", "0", "-device", "cpu", "-n", "6", "-o", str(folder),
+                 *more])
+
+
+def test_the_command_writes_numbers_and_one_page(trained, tmp_path, capsys):
+    out = tmp_path / "audit"
+    assert ask(out, "--generator", "paint") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Memorisation passed: ") and said[1].startswith("Diversity passed: ")
+    assert said[-1] == f"Report: {out / 'audit.html'}"
+    told = json.loads((out / "audit.json").read_text())
+    assert told["passed"] and told["sentences"] == said[:2]
+    row = told["memorisation"]["samples"][0]
+    assert row["ratio"] == pytest.approx(row["distance"] / row["reference"])
+    assert row["nearest_case"] in trained.train and row["flagged"] == (row["ratio"] < row["bound"])
+    page = (out / "audit.html").read_text()
+    assert "patient data" in page and "<svg" in page and row["case"] in page
+    assert page.index("Passed: ") < page.index("How near")
+    assert all(link.startswith("data:image/png;base64,")
+               for link in re.findall(r'(?:src|href)="([^"#]+)"', page))
+    assert {p.name for p in out.iterdir()} == {"audit.json", "audit.html"}
+    assert ask(out, "--generator", "paint", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["memorisation"]["samples"][0] == row
+
+
+def test_a_fitted_inpainter_is_audited_without_its_judge_and_may_fail(trained, tmp_path, capsys):
+    config = tiny_config()
+    folder = generator_folder(tmp_path / "nnUNet_results", trained.dataset, "tiny", "nnUNetPlans",
+                              "2d", 0)
+    torch.manual_seed(0)
+    build(config).save(folder)
+    write_json(folder / "prior.json", tiny_slices(trained, config).prior.as_dict())
+    write_json(folder / "config.json", {"config": asdict(config), "hash": config_hash(config),
+                                        "train": trained.train, "reward": None})
+    assert ask(tmp_path / "audit") == 1                  # never trained: it paints noise
+    said = capsys.readouterr().out
+    assert "Diversity failed: " in said and "Report: " in said
+    assert "Failed: " in (tmp_path / "audit" / "audit.html").read_text()
+
+
+@pytest.mark.parametrize("more, message", [
+    (("-n", "0"), "-n must be at least 1"), (("--seed", "-1"), "--seed at least 0"),
+    (("--generator", "gan"), "no generator 'gan'"), (("-f", "7"), "Fold 7 is not in"),
+    ((), "No generator is fitted")])
+def test_mistakes_are_told_in_one_line(trained, tmp_path, capsys, more, message):
+    asked = more if "--generator" in more or not more else ("--generator", "paint", *more)
+    assert ask(tmp_path / "audit", *asked) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_file_in_the_way_is_told(trained, tmp_path, capsys):
+    (tmp_path / "audit").write_text("")
+    assert ask(tmp_path / "audit", "--generator", "paint") == 2
+    assert "a file is in the way" in capsys.readouterr().err
