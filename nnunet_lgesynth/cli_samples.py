@@ -149,7 +149,7 @@ def add_audit(commands) -> None:
 
 def _audit(arguments) -> int:
     from nnunet_lgesynth.benchmark.audit import audit
-    from nnunet_lgesynth.benchmark.audit_report import PICTURES, notes, sentences, write_audit
+    from nnunet_lgesynth.benchmark.audit_report import notes, sentences, write_audit
     from nnunet_lgesynth.config import make_folder
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.pool.generator import load_generator
@@ -158,7 +158,7 @@ def _audit(arguments) -> int:
     fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
     generator, _ = load_generator(arguments.generator, fold, arguments.device, judged=False)
     out = make_folder(arguments.o)
-    found = audit(fold, generator, arguments.n, arguments.seed, pictures=PICTURES)
+    found = audit(fold, generator, arguments.n, arguments.seed)
     command = ["lgesynth", "audit", "-d", arguments.d, "-c", arguments.c, "-f", str(arguments.f),
                "-p", arguments.p, "--generator", arguments.generator, "-n", str(arguments.n),
                "--seed", str(arguments.seed), "-device", arguments.device, "-o", arguments.o]

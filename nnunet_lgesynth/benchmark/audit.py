@@ -32,6 +32,7 @@ from nnunet_lgesynth.pool.synthesize import paintable_hearts
 
 __all__ = ["Audit", "Diversity", "Pair", "audit", "diversity", "texture"]
 
+LEAST_PAIRS, MOST_PAIRS = 6, 24
 SMOOTH = 2.0             # pixels; what varies more slowly is a scar's form, not its texture
 
 
@@ -57,17 +58,16 @@ class Diversity:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A sample, the training scar next to it, and that one's crop moved onto the sample's."""
+    """A sample, and the training crop next to it, moved onto the sample's."""
 
     match: Match
     sample: Patch
-    other: Patch
     aligned: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Both parts, and the samples that stand out most with what they lie next to."""
+    """Both parts, and the samples that stand out most, flagged ones first."""
 
     generator: str
     hash: str
@@ -92,12 +92,10 @@ class Audit:
                 "config": asdict(self.config)}
 
 
-def audit(fold: Fold, generator, n: int, seed: int, config: AuditConfig | None = None,
-          pictures: int = 0) -> Audit:
-    """Draw `n` scars in the fold's training hearts, one slice each, and ask some of them anew.
+def audit(fold: Fold, generator, n: int, seed: int, config: AuditConfig | None = None) -> Audit:
+    """Draw `n` scars in the fold's training hearts, one slice each, and ask some requests anew.
 
-    The pairs are all flagged samples and the `pictures` nearest ones. Raises `UserError` where too
-    few training patients have a scar.
+    Raises `UserError` where too few training patients have a scar.
     """
     if n < 1 or seed < 0:
         raise UserError(f"-n must be at least 1 and --seed at least 0, not {n} and {seed}.")
@@ -107,20 +105,25 @@ def audit(fold: Fold, generator, n: int, seed: int, config: AuditConfig | None =
     hearts = paintable_hearts(fold, subjects)
     scars = real_scars(fold, subjects, generator)
     require_patients(len({s.case for s in scars}))
-    library = Library(scars)
-    reference = Reference.of(scars, np.stack([
-        library.distances(p) for p in tqdm(scars, "Comparing patients")]), config)
     asked = islice(asks(fold, prior, hearts, generator, np.random.default_rng([seed, 0])), n)
     samples = list(tqdm(paint_scars(asked, generator), "Painting scars", n))
-    near = np.stack([library.distances(p) for p in tqdm(samples, "Comparing scars")])
-    found = reference.judge(samples, near)
+    found, pairs = _compare(samples, scars, config)
     probes = paint_probes(fold, prior, hearts, generator, config.requests, config.seeds,
                           np.random.default_rng([seed, 1]))
     varied = diversity(tqdm(probes, "Varying requests", config.requests), texture(scars), config)
-    order = np.argsort([m.ratio for m in found.samples], kind="stable").tolist()
-    pairs = tuple(_pair(found.samples[i], samples[i], library, int(near[i].argmin()))
-                  for k, i in enumerate(order) if k < pictures or found.samples[i].flagged)
     return Audit(generator.name, generator.hash, found, varied, config, pairs)
+
+
+def _compare(samples: Sequence[Patch], scars: Sequence[Patch],
+             config: AuditConfig) -> tuple[Memorisation, tuple[Pair, ...]]:
+    library = Library(scars)
+    between, near = (np.stack([library.distances(p) for p in tqdm(patches, f"Comparing {whose}")])
+                     for patches, whose in ((scars, "patients"), (samples, "scars")))
+    found = Reference.of(scars, between, config).judge(samples, near)
+    excess = np.array([m.ratio - m.bound for m in found.samples])
+    shown = excess.argsort(kind="stable")[:min(max(found.flagged, LEAST_PAIRS), MOST_PAIRS)]
+    return found, tuple(Pair(found.samples[i], samples[i],
+                             library.aligned(samples[i], int(near[i].argmin()))) for i in shown)
 
 
 def diversity(probes: Iterable[Probe], real_texture: float, config: AuditConfig) -> Diversity:
@@ -147,7 +150,3 @@ def texture(scars: Sequence[Patch]) -> float:
         smooth = ndimage.gaussian_filter(scar.image.astype(float) * scar.mask, SMOOTH)
         return float(np.std(scar.image[scar.mask] - smooth[scar.mask] / weight[scar.mask]))
     return float(np.median([of(s) for s in scars]))
-
-
-def _pair(match: Match, sample: Patch, library: Library, index: int) -> Pair:
-    return Pair(match, sample, library.patches[index], library.aligned(sample, index))

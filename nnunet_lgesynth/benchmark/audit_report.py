@@ -31,10 +31,8 @@ from nnunet_lgesynth.benchmark.page import (
 )
 from nnunet_lgesynth.config import write_json
 
-__all__ = ["PICTURES", "notes", "sentences", "write_audit"]
+__all__ = ["notes", "sentences", "write_audit"]
 
-PICTURES = 6            # nearest samples that are shown, flagged or not
-MOST_FLAGGED = 24       # flagged ones that are shown beside them
 ZOOM = 3                # of a crop's pixels
 RIM = np.array([255, 157, 46], np.uint8)
 MEASURES = {          # what is found, and what it means to miss the bound
@@ -64,15 +62,11 @@ def write_audit(folder: Path, audit: Audit, title: str, about: dict) -> Path:
     write_json(folder / "audit.json", {**audit.as_dict(), "sentences": said, "notes": notes(audit),
                                        "about": about})
     path = folder / "audit.html"
-    near, flagged = audit.pairs[:PICTURES], [p for p in audit.pairs if p.match.flagged]
     write_page(path, title, [
         f'<p class="soft">{escape(about["date"])} · {escape(about["machine"])}</p>',
         verdict(_headline(audit), *said, *notes(audit)),
         _distances(audit.memorisation),
-        _pairs("Nearest to a training scar", near),
-        _pairs("Suspiciously near", flagged[:MOST_FLAGGED],
-               f" {len(flagged) - MOST_FLAGGED} more are in the table below."
-               if len(flagged) > MOST_FLAGGED else ""),
+        _pairs(audit.pairs),
         _varied(audit.diversity), _rows("Every synthetic scar", audit.memorisation.samples),
         _rows("Every real scar, beside the other patients", audit.memorisation.reals),
         provenance([about["command"]], about["versions"], about["machine"])])
@@ -129,12 +123,13 @@ def _histogram(part: Memorisation, name: str, label: str) -> Callable:
     return draw
 
 
-def _pairs(title: str, pairs: Sequence[Pair], more: str = "") -> str:
-    if not pairs:
-        return ""
-    return section(title, "".join(picture(_caption(p.match), _strip(p)) for p in pairs), (
-        "Synthetic scar; the part that is compared; the training crop, moved, turned and mirrored "
-        f"onto it; their difference there, blue below and red above.{more} {PRIVATE}"))
+def _pairs(pairs: Sequence[Pair]) -> str:
+    return section("Nearest to a training patient",
+                   "".join(picture(_caption(p.match), _strip(p)) for p in pairs), (
+        "Suspicious ones first, the others are in the table below. Synthetic scar; the part that "
+        "is compared; the training crop, moved, turned and mirrored to where it is most alike, "
+        "which need not be its scar; their difference there, blue below and red above. "
+        f"{PRIVATE}"))
 
 
 def _caption(match: Match) -> str:

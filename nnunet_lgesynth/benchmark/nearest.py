@@ -2,12 +2,15 @@
 
     d(P, T)^2 = min over turns and mirrors A, shifts s of  mean over M of (P(A y) - T(y + s))^2
 
-P is a slice's crop, M the mask of its scar, seen through A as well; T is another crop, whole. Only
-what lies under the mask counts, and only shifts that keep the mask inside T. For all shifts at once
-the sum is two correlations, M P^2 - 2 (M P) * T + M * T^2; T's side is transformed once
-(`Library`). Turns are interpolated by cubic splines, after the pixels outside the mask are replaced
-by their nearest one under it. The mask is the scar's own, without a rim: around it the feather
-mixes the heart's pixels in, which hides copies.
+P is a slice's crop, M the mask of its scar, seen through A as well; T is another crop. Only what
+lies under the mask counts: the scar without a rim, since around it the feather mixes the heart's
+own pixels in, which hides copies (of 60 pasted ones 45 are found so, 25 with a rim of a pixel).
+All shifts count that keep the mask inside T, also those off its scar: what is copied need not be
+where the request is, and asking for overlap found 18 of the 60.
+
+For all shifts at once the sum is two correlations, M P^2 - 2 (M P) * T + M * T^2; T's side is
+transformed once (`Library`). Turns are interpolated by cubic splines, after the pixels outside the
+mask are replaced by their nearest one under it.
 """
 
 from __future__ import annotations

@@ -84,21 +84,27 @@ def real_scars(fold: Fold, subjects: Sequence[Subject], generator) -> list[Patch
 
 def asks(fold: Fold, prior: Prior, hearts: Sequence[Subject], generator,
          rng: np.random.Generator) -> Iterator[Ask]:
-    """Endless requests as the pool draws them, one slice of each, that the crop holds."""
-    config = QCConfig()
+    """Endless requests as the pool draws them, one slice of each, that the crop holds; `UserError`
+    if it holds none."""
+    config, refused = QCConfig(), 0
     for heart, spec, mask in requests(fold, prior, hearts, config, rng):
         slices = np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)
         z, seed = int(rng.choice(slices)), int(rng.integers(2 ** 31))
         condition = _condition(heart, mask, spec, z, generator)
         if _held(condition, mask[z]):
+            refused = 0
             yield Ask(heart, z, spec, condition, seed)
+        elif (refused := refused + 1) >= TRIES:
+            raise UserError(f"{TRIES} scars in a row lie outside of the "
+                            f"{generator.pixels * generator.mm:.0f} mm around the LV that the "
+                            f"generator {generator.name!r} paints; fit one with a larger crop.")
 
 
 def paint_scars(asked: Iterable[Ask], generator) -> Iterator[Patch]:
     """One pasted draft of each request."""
     asked = iter(asked)
     while batch := list(islice(asked, BATCH)):
-        drafts = generator.drafts([a.condition for a in batch], [a.seed for a in batch])
+        drafts = _drafts(generator, [a.condition for a in batch], [a.seed for a in batch])
         for ask, draft in zip(batch, drafts):
             yield Patch(ask.heart.case.identifier, ask.z, _pasted(ask, draft),
                         ask.condition.request > 0)
@@ -114,15 +120,15 @@ def paint_probes(fold: Fold, prior: Prior, hearts: Sequence[Subject], generator,
                  seeds: int, rng: np.random.Generator) -> Iterator[Probe]:
     """`n` requests, each drafted with `seeds` seeds, with two contrasts, and in a second place."""
     contrasts, refused = contrast_range(prior), 0
-    asked = asks(fold, prior, hearts, generator, rng)
-    while n > 0:
-        ask = next(asked)
+    for ask in asks(fold, prior, hearts, generator, rng):
+        if n < 1:
+            return
         other = _elsewhere(fold, prior, ask, generator, rng)
-        refused = 0 if other is not None else refused + 1
         if other is not None:
-            yield _probe(ask, other, generator, contrasts, rng.integers(2 ** 31, size=seeds))
-            n -= 1
-        elif refused >= TRIES:
+            refused, n = 0, n - 1
+            yield _probe(ask, other, generator, contrasts,
+                         rng.integers(2 ** 31, size=seeds).tolist())
+        elif (refused := refused + 1) >= TRIES:
             raise UserError(f"{fold.dataset} fold {fold.fold}: {TRIES} requests in a row could not "
                             "be asked twice in one slice; are the roles right? See: lgesynth "
                             "doctor")
@@ -142,10 +148,10 @@ def _elsewhere(fold: Fold, prior: Prior, ask: Ask, generator,
 
 
 def _probe(ask: Ask, other: Condition, generator, contrasts: tuple[float, float],
-           seeds: np.ndarray) -> Probe:
+           seeds: list[int]) -> Probe:
     varied = [replace(ask.condition, contrast=c) for c in contrasts]
     asked = [*[ask.condition] * len(seeds), *varied, other]
-    drafts = generator.drafts(asked, [*seeds.tolist(), *[int(seeds[0])] * len(asked[len(seeds):])])
+    drafts = _drafts(generator, asked, [*seeds, *seeds[:1] * (len(varied) + 1)])
     pasted = np.stack([_pasted(ask, draft) for draft in drafts[:-1]])
     return Probe(ask.heart.case.identifier, ask.z, ask.condition.request, other.request, contrasts,
                  pasted[:len(seeds)], pasted[len(seeds):], np.stack([drafts[0], drafts[-1]]))
@@ -160,6 +166,14 @@ def _condition(heart: Subject, mask: np.ndarray, spec: ScarSpec, z: int, generat
 def _held(condition: Condition, mask: np.ndarray) -> bool:
     """Whether the crop holds all of a slice's mask (Y, X), and it is more than a core."""
     return bool((condition.weight[mask > 0] > 0).all() and (condition.request == SCAR).any())
+
+
+def _drafts(generator, asked: Sequence[Condition], seeds: Sequence[int]) -> list[np.ndarray]:
+    drafts = generator.drafts(asked, seeds)
+    if not all(np.isfinite(draft).all() for draft in drafts):
+        raise UserError(f"The generator {generator.name!r} paints values that are not finite; fit "
+                        "it again.")
+    return drafts
 
 
 def _pasted(ask: Ask, draft: np.ndarray) -> np.ndarray:
