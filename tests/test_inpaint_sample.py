@@ -30,13 +30,27 @@ def inpainter(slices):
 
 def test_a_sample_is_the_same_alone_and_in_any_batch(inpainter, slices):
     conditions = [item.condition for item in slices.asked[:18]]
-    drafts = inpainter.drafts(conditions, range(18))
+    drafts = inpainter.drafts(conditions, range(18))              # in batches of 16 and 2
     assert len(drafts) == 18 and drafts[0].shape == (32, 32) and drafts[0].dtype == np.float32
-    for k in (0, 7, 17):
-        alone = inpainter.drafts(conditions[k:k + 1], [k])[0]
-        np.testing.assert_allclose(alone, drafts[k], atol=1e-4)
+    for size in (1, 3, 16):
+        for k in (0, 7, 17):
+            first = min(k, 18 - size)
+            batch = range(first, first + size)
+            again = inpainter.drafts([conditions[i] for i in batch], batch)[k - first]
+            np.testing.assert_allclose(again, drafts[k], atol=1e-4)
     other = inpainter.drafts(conditions[:1], [99])[0]
     assert np.abs(other - drafts[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_in_batches_of_one_size_a_sample_is_the_same_bit_by_bit(inpainter, slices, size):
+    conditions = [item.condition for item in slices.asked[:size + 3]]
+    once = inpainter.drafts(conditions[:size], range(size))
+    companions = [*range(size + 2, 2, -1)][:size - 1]
+    order = [*companions, 0]                                      # last instead of first
+    again = inpainter.drafts([conditions[i] for i in order], order)
+    assert np.array_equal(again[-1], once[0])
+    assert np.array_equal(inpainter.drafts(conditions[:size], range(size)), once)
 
 
 def test_the_callers_random_numbers_are_left_alone(inpainter, slices):

@@ -19,14 +19,14 @@ import numpy as np
 from nnunet_lgesynth.anatomy.measure import ScarRecord
 from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
-from nnunet_lgesynth.config import QCConfig, UserError
+from nnunet_lgesynth.config import QCConfig, UserError, config_hash
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.generators.condition import Condition, Request, conditions, paste_array
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
 
-__all__ = ["KINDS", "Sample", "kinds_for", "paint_case", "paintable_hearts", "prepare", "requests",
-           "synthesize"]
+__all__ = ["KINDS", "Sample", "judge_hash", "kinds_for", "paint_case", "paintable_hearts",
+           "prepare", "requests", "synthesize"]
 
 KINDS = ("scar", "healthy")
 DRAWS = 20      # requests drawn for a heart before it is given up
@@ -49,6 +49,8 @@ class Sample:
     passed_first: int               # slices that passed with their first draft
     accepted: bool                  # enough of its slices passed
     measured: ScarRecord | None     # the scar of the case as it will be served
+    judge: str | None               # hash of its weights
+    qc: str                         # hash of the quality control's settings
 
     def record(self, generator: str) -> dict:
         """The manifest line."""
@@ -58,7 +60,7 @@ class Sample:
                 "changed": {str(z): list(b) for z, b in self.changed.items()},
                 "measured": self.measured and dataclasses.asdict(self.measured),
                 "verdicts": {str(z): v.as_dict() for z, v in self.verdicts.items()},
-                "generator": generator}
+                "generator": generator, "judge": self.judge, "qc": self.qc}
 
 
 def prepare(fold: Fold, name: str) -> tuple[Prior, list[Subject]]:
@@ -169,7 +171,13 @@ def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.n
         "healthy" if healthy else "scar", heart.case.identifier, case, spec,
         tuple(sorted(changed)), verdicts, {z: c.caption for z, c in asked.items()}, changed, seed,
         passed_first, bool(changed) and len(changed) >= config.min_slice_share * len(slices),
-        dataclasses.replace(heart, case=case).scar(fold.info.roles))
+        dataclasses.replace(heart, case=case).scar(fold.info.roles), judge_hash(judge),
+        config_hash(config))
+
+
+def judge_hash(judge) -> str | None:
+    """What names a judge in a manifest; None without one."""
+    return None if judge is None else judge.hash
 
 
 def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condition],

@@ -6,7 +6,9 @@ inside is drawn to fit its surroundings.
 Guidance contrasts the caption against the empty caption, the control map kept in both: place and
 contrast are asked through the control map, and contrasting that as well would overshoot the
 contrast that was asked.
-The noise of a sample comes from its own seed, so it is the same alone and in a batch of 16.
+The noise of a sample comes from its own seed, so it is the same alone and in a batch of 16, bit by
+bit in batches of one size whatever else is in them. Between sizes convolutions and linear layers
+round differently: with `roi-cpu`'s networks by up to 2e-5, of a range of 7.
 """
 
 from __future__ import annotations
