@@ -4,9 +4,9 @@
 
 P is a slice's crop, M the mask of its scar, seen through A as well; T is another crop. Only what
 lies under the mask counts: the scar without a rim, since around it the feather mixes the heart's
-own pixels in, which hides copies (of 60 pasted ones 45 are found so, 25 with a rim of a pixel).
-All shifts count that keep the mask inside T, also those off its scar: what is copied need not be
-where the request is, and asking for overlap found 18 of the 60.
+own pixels in, which hides copies. All shifts count that keep the mask inside T, also those off its
+scar, since a copy need not lie where it was asked for. Of 60 training scars pasted on EMIDEC, 45
+are found so (the others reach beyond the crop), 25 with a rim of a pixel, 18 if scars must overlap.
 
 For all shifts at once the sum is two correlations, M P^2 - 2 (M P) * T + M * T^2; T's side is
 transformed once (`Library`). Turns are interpolated by cubic splines, after the pixels outside the
