@@ -1,6 +1,7 @@
 """The command line, with nnU-Net's flag names; the only place that prints.
 
-Exit code 0 only when a command did what it said; 2, with one readable line, for a user's mistake.
+Exit code 0 only when a command did what it said; 1 where an audit is failed; 2, with one readable
+line, for a user's mistake.
 Heavy libraries are imported by the command that needs them.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from nnunet_lgesynth import __version__
 from nnunet_lgesynth.cli_flags import fold_name
-from nnunet_lgesynth.cli_samples import add_anatomy, add_synthesize
+from nnunet_lgesynth.cli_samples import add_anatomy, add_audit, add_synthesize
 from nnunet_lgesynth.cli_train import add_benchmark, add_fit, add_train, benchmark, fit, train
 from nnunet_lgesynth.config import UserError
 
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_convert, _add_roles, _add_doctor, add_anatomy, _add_trainers,
-                add_fit, add_synthesize, add_train, add_benchmark):
+                add_fit, add_synthesize, add_train, add_benchmark, add_audit):
         add(commands)
     return parser
 

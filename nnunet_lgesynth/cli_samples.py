@@ -1,14 +1,16 @@
-"""The commands that show what the plugin sees and paints: `anatomy` and `synthesize`."""
+"""The commands that show what the plugin sees and paints: `anatomy`, `synthesize` and `audit`."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from datetime import date
 from pathlib import Path
 
 from nnunet_lgesynth.cli_flags import device_flag, fold_flags
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["add_anatomy", "add_synthesize"]
+__all__ = ["add_anatomy", "add_audit", "add_synthesize"]
 
 PRIORS = ("ellipsoid", "fitted", "midwall", "patchy", "sector", "smile", "subepicardial")
 
@@ -127,3 +129,43 @@ def _line(record: dict) -> str:
             f"{got['burden']:.1%} (asked {asked['burden']:.1%}), transmurality "
             f"{got['transmurality']:.2f} ({depth}), no-reflow {got['no_reflow']:.0%} "
             f"({asked['no_reflow']:.0%}), segments {' '.join(map(str, got['segments']))}")
+
+
+def add_audit(commands) -> None:
+    parser = commands.add_parser(
+        "audit", help="does a generator repeat training scars, vary, and obey?",
+        description="Exit code 0 if the audit is passed, 1 if not. The page shows patient data.")
+    fold_flags(parser)
+    parser.add_argument("-n", type=int, default=200, metavar="N", help="scars (default 200)")
+    parser.add_argument("--generator", default="lgesynth", metavar="NAME",
+                        help="lgesynth (default; fitted for this fold) or paint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", required=True, metavar="DIR",
+                        help="output folder, for audit.json and audit.html")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    device_flag(parser)
+    parser.set_defaults(run=_audit)
+
+
+def _audit(arguments) -> int:
+    from nnunet_lgesynth.benchmark.audit import audit
+    from nnunet_lgesynth.benchmark.audit_report import notes, sentences, write_audit
+    from nnunet_lgesynth.config import make_folder
+    from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.pool.generator import load_generator
+    from nnunet_lgesynth.provenance import machine, versions
+
+    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    generator, _ = load_generator(arguments.generator, fold, arguments.device, judged=False)
+    out = make_folder(arguments.o)
+    found = audit(fold, generator, arguments.n, arguments.seed)
+    command = ["lgesynth", "audit", "-d", arguments.d, "-c", arguments.c, "-f", str(arguments.f),
+               "-p", arguments.p, "--generator", arguments.generator, "-n", str(arguments.n),
+               "--seed", str(arguments.seed), "-device", arguments.device, "-o", arguments.o]
+    page = write_audit(
+        out, found, f"{fold.dataset}, fold {fold.fold}: audit of {generator.name}",
+        {"command": shlex.join(command), "versions": versions(),
+         "machine": machine(arguments.device), "date": date.today().isoformat()})
+    print((out / "audit.json").read_text() if arguments.json else "\n".join(
+        [*sentences(found), *(f"note: {note}" for note in notes(found)), f"Report: {page}"]))
+    return 0 if found.passed else 1

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["PRESETS", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig", "UserError",
-           "config_hash", "from_dict", "generator_folder", "make_folder", "write_json",
-           "write_text"]
+__all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
+           "UserError", "config_hash", "from_dict", "generator_folder", "make_folder",
+           "write_json", "write_text"]
 
 
 class UserError(ValueError):
@@ -150,6 +150,32 @@ class InjectionConfig:
         if min(self.pool_cases, self.cases_per_refill) < 1:
             raise UserError("pool_cases and cases_per_refill must be at least 1, not "
                             f"{self.pool_cases} and {self.cases_per_refill}.")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Sizes and bounds of the audit, see `benchmark.memorisation` and `benchmark.audit`.
+
+    Figures are of EMIDEC's ROI, training patients of fold 4: 223 scar slices of 37 patients.
+    """
+
+    next_patients: int = 5      # enough that one of them may be a twin of the nearest
+    like_size: int = 40         # patients, at most: 1 in 41 honest samples is flagged then
+    twin_ratio: float = 0.5     # two patients are one below it: twins have .3, no others below .60
+    alarm: float = 0.01         # chance that an honest generator is refused
+    requests: int = 16          # that are asked anew
+    seeds: int = 8              # of each
+    least_spread: float = 0.3   # 0 if every seed paints the same; the rule-based painter has .7
+    least_slope: float = 0.3    # 0 if the contrast asked is ignored; the painter has 1.0
+    least_inside: float = 0.5   # 0 if the place asked is ignored; the painter has .97
+
+    def __post_init__(self):
+        if min(self.next_patients, self.like_size, self.requests, self.seeds - 1) < 1:
+            raise UserError("next_patients, like_size and requests must be at least 1 and seeds 2, "
+                            f"not {self.next_patients}, {self.like_size}, {self.requests} and "
+                            f"{self.seeds}.")
+        if not 0 < self.alarm < 1:
+            raise UserError(f"alarm must lie between 0 and 1, not {self.alarm}.")
 
 
 _TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)

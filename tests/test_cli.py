@@ -14,7 +14,8 @@ from nnunet_lgesynth import __version__
 from nnunet_lgesynth.cli import main
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, Roles, read_info, write_info
 
-COMMANDS = ("demo", "convert", "roles", "doctor", "trainers", "fit", "train", "benchmark")
+COMMANDS = ("demo", "convert", "roles", "doctor", "anatomy", "trainers", "fit", "synthesize",
+            "train", "benchmark", "audit")
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 

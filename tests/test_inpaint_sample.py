@@ -29,17 +29,25 @@ def inpainter(slices):
     return Inpainter(networks, slices.config, slices.prior, "0" * 12)
 
 
-def test_a_sample_is_the_same_alone_and_in_any_batch(inpainter, slices):
+def test_a_sample_is_the_same_bit_by_bit_alone_and_among_any_others(inpainter, slices):
     conditions = [item.condition for item in slices.asked[:18]]
     drafts = inpainter.drafts(conditions, range(18))
     assert len(drafts) == 18 and drafts[0].shape == (32, 32) and drafts[0].dtype == np.float32
-    for k in (0, 7, 17):
-        alone = inpainter.drafts(conditions[k:k + 1], [k])[0]
-        np.testing.assert_allclose(alone, drafts[k], atol=1e-4)
-    fives = sample.paint(inpainter.networks, slices.config, conditions, range(18), batch_size=5)
-    np.testing.assert_allclose(fives, drafts, atol=1e-4)
+    for count in (1, 3, 16):
+        for k in (0, 7, 17):
+            first = min(k, 18 - count)
+            asked = range(first, first + count)[::-1]
+            again = inpainter.drafts([conditions[i] for i in asked], asked)
+            assert np.array_equal(again[first + count - 1 - k], drafts[k])
     other = inpainter.drafts(conditions[:1], [99])[0]
     assert np.abs(other - drafts[0]).max() > 1e-2
+
+
+def test_batches_of_another_size_differ_by_rounding_alone(inpainter, slices):
+    conditions = [item.condition for item in slices.asked[:6]]
+    four, five = (sample.paint(inpainter.networks, slices.config, conditions, range(6),
+                               batch_size=n, half=False) for n in (4, 5))
+    np.testing.assert_allclose(four, five, atol=1e-4)
 
 
 def test_half_precision_can_be_left_out(inpainter, slices, monkeypatch):

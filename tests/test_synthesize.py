@@ -42,6 +42,8 @@ def heart(fold):
 class SliceJudge:
     """Finds the truth in the slices it is told, and scar everywhere in the others."""
 
+    hash = "0" * 12
+
     def __init__(self, heart: Subject, request: np.ndarray, finds: set[int]):
         self.heart, self.request, self.finds, self.calls = heart, request, finds, []
 

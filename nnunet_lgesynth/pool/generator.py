@@ -24,15 +24,21 @@ __all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator", "pre
            "refuse_leak", "usable_device"]
 
 
-def load_generator(name: str, fold: Fold, device: torch.device | str):
-    """(generator, judge or None) for a fold; raises `UserError` where one must be fitted first."""
+def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bool = True):
+    """(generator, judge or None) for a fold; raises `UserError` where one must be fitted first.
+
+    Without `judged` the judge is neither needed nor loaded.
+    """
     if name == "paint":
         return Painter(), None
     if name != "lgesynth":
         raise UserError(f"There is no generator {name!r}; choose 'paint' or 'lgesynth'.")
     folder = find_inpainter(fold)
     device = usable_device(device) if isinstance(device, str) else device
-    judge = judge_of(folder, fold, device)
+    if judged:
+        judge = judge_of(folder, fold, device)
+    else:
+        judge = refuse_leak(_read_config(folder)["train"], fold, folder)
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
     return Inpainter.load(folder, device), judge

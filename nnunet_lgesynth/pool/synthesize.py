@@ -19,13 +19,14 @@ import numpy as np
 from nnunet_lgesynth.anatomy.measure import ScarRecord
 from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
-from nnunet_lgesynth.config import QCConfig, UserError
+from nnunet_lgesynth.config import QCConfig, UserError, config_hash
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.generators.condition import Condition, Request, conditions, paste_array
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.judge.qc import Painted, Verdict, accepted_labels, examine
 
-__all__ = ["KINDS", "Sample", "kinds_for", "paint_case", "prepare", "synthesize"]
+__all__ = ["KINDS", "Sample", "judge_hash", "kinds_for", "paint_case", "paintable_hearts",
+           "prepare", "requests", "synthesize"]
 
 KINDS = ("scar", "healthy")
 DRAWS = 20      # requests drawn for a heart before it is given up
@@ -48,6 +49,8 @@ class Sample:
     passed_first: int               # slices that passed with their first draft
     accepted: bool                  # enough of its slices passed
     measured: ScarRecord | None     # the scar of the case as it will be served
+    judge: str | None               # hash of its weights
+    qc: str                         # hash of the quality control's settings
 
     def record(self, generator: str) -> dict:
         """The manifest line."""
@@ -57,20 +60,25 @@ class Sample:
                 "changed": {str(z): list(b) for z, b in self.changed.items()},
                 "measured": self.measured and dataclasses.asdict(self.measured),
                 "verdicts": {str(z): v.as_dict() for z, v in self.verdicts.items()},
-                "generator": generator}
+                "generator": generator, "judge": self.judge, "qc": self.qc}
 
 
 def prepare(fold: Fold, name: str) -> tuple[Prior, list[Subject]]:
-    """The prior fitted on the training cases' real scars, and the hearts one can paint into: those
-    with scar-free slices in at least half of their slices."""
+    """The prior fitted on the training cases' real scars, and the hearts one can paint into."""
     subjects = read_subjects(fold, fold.train)
+    hearts = paintable_hearts(fold, subjects)
+    return measure_prior(subjects, fold, name), hearts
+
+
+def paintable_hearts(fold: Fold, subjects: Sequence[Subject]) -> list[Subject]:
+    """Those with scar-free slices in at least half of their slices."""
     paintable = [s for s in subjects if s.anatomy.paintable.sum() >=
                  max(1, s.anatomy.covered.sum() // 2)]
     if not paintable:
         raise UserError(f"{fold.dataset} fold {fold.fold}: no training case has scar-free slices "
                         "with a wall around the cavity in at least half of its heart, so there is "
                         "nothing to paint into; add scar-free cases.")
-    return measure_prior(subjects, fold, name), paintable
+    return paintable
 
 
 def kinds_for(hearts: Sequence[Subject]) -> tuple[str, ...]:
@@ -86,22 +94,32 @@ def synthesize(fold: Fold, generator, prior: Prior, hearts: Sequence[Subject], j
 
     `kinds` defaults to all that the hearts allow. Raises `UserError` if no request fits anywhere.
     """
-    chosen = {k: [h for h in hearts if k == "scar" or _scar_free(h)]
-              for k in kinds or kinds_for(hearts)}
+    streams = {k: requests(fold, prior, [h for h in hearts if k == "scar" or _scar_free(h)], config,
+                           rng) for k in kinds or kinds_for(hearts)}
+    while True:
+        for kind, stream in streams.items():
+            heart, spec, mask = next(stream)
+            yield paint_case(fold, generator, heart, spec, mask, judge, config,
+                             seed=int(rng.integers(2 ** 31)), healthy=kind == "healthy")
+
+
+def requests(fold: Fold, prior: Prior, hearts: Sequence[Subject], config: QCConfig,
+             rng: np.random.Generator) -> Iterator[tuple[Subject, ScarSpec, np.ndarray]]:
+    """Endless requests: a heart drawn anew, what the prior asks for there, and its mask (Z, Y, X).
+
+    A heart that holds nothing is passed over; raises `UserError` if no request fits anywhere.
+    """
     refused = 0
     while True:
-        for kind, usable in chosen.items():
-            heart = usable[rng.integers(len(usable))]
-            request = _draw(prior, heart, config, rng)
-            refused = 0 if request is not None else refused + 1
-            if request is not None:
-                spec, mask = request
-                yield paint_case(fold, generator, heart, spec, mask, judge, config,
-                                 seed=int(rng.integers(2 ** 31)), healthy=kind == "healthy")
-            elif refused >= HEARTS:
-                raise UserError(f"{fold.dataset} fold {fold.fold}: {HEARTS * DRAWS} scar requests "
-                                f"in a row had fewer than {config.min_pixels} pixels in every "
-                                "slice; are the roles right? See: lgesynth doctor")
+        heart = hearts[rng.integers(len(hearts))]
+        request = _draw(prior, heart, config, rng)
+        refused = 0 if request is not None else refused + 1
+        if request is not None:
+            yield heart, *request
+        elif refused >= HEARTS:
+            raise UserError(f"{fold.dataset} fold {fold.fold}: {HEARTS * DRAWS} scar requests in a "
+                            f"row had fewer than {config.min_pixels} pixels in every slice; are "
+                            "the roles right? See: lgesynth doctor")
 
 
 def _scar_free(heart: Subject) -> bool:
@@ -153,7 +171,13 @@ def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.n
         "healthy" if healthy else "scar", heart.case.identifier, case, spec,
         tuple(sorted(changed)), verdicts, {z: c.caption for z, c in asked.items()}, changed, seed,
         passed_first, bool(changed) and len(changed) >= config.min_slice_share * len(slices),
-        dataclasses.replace(heart, case=case).scar(fold.info.roles))
+        dataclasses.replace(heart, case=case).scar(fold.info.roles), judge_hash(judge),
+        config_hash(config))
+
+
+def judge_hash(judge) -> str | None:
+    """What names a judge in a manifest; None without one."""
+    return None if judge is None else judge.hash
 
 
 def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condition],

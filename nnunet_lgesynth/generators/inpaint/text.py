@@ -59,9 +59,8 @@ class TextEncoder(nn.Module):
         """Token vectors (B, T, D) of the captions; one computation a caption where frozen."""
         if not self.frozen:
             return self.projection(self._states(captions))
-        missing = sorted(set(captions) - set(self._known))
-        if missing:
-            self._known.update(zip(missing, self._states(missing).detach().cpu()))
+        for caption in set(captions) - set(self._known):   # alone: a batch would change last bits
+            self._known[caption] = self._states([caption])[0].detach().cpu()
         device = next(self.model.parameters()).device
         return self.projection(torch.stack([self._known[c] for c in captions]).to(device))
 
