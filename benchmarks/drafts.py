@@ -20,7 +20,13 @@ from nnunet_lgesynth.anatomy.measure import Wall
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
 from nnunet_lgesynth.config import QCConfig
 from nnunet_lgesynth.dataset.roles import Roles
-from nnunet_lgesynth.generators.condition import Condition, Request, conditions, paste_array
+from nnunet_lgesynth.generators.condition import (
+    Condition,
+    Request,
+    conditions,
+    feather,
+    paste_array,
+)
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.judge.qc import Painted, dice, examine
 
@@ -28,6 +34,7 @@ __all__ = ["Draft", "draft", "in_place", "judge_drafts", "judge_real", "real_mas
            "requests_of"]
 
 BATCH = 16
+FEATHER_MM = 4.0             # around real scars, as the generators' own
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +166,15 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
     core = d.request == SCAR if (d.request == SCAR).any() else d.request > 0
     row = {"case": d.heart.case.identifier, "z": d.z, "burden": d.burden,
            "accepted": verdict.accepted,
-           "failed": [n for n, c in verdict.checks.items() if not c.passed],
+           "found": verdict.checks["dice_request"].passed if not d.healthy else None,
            "asked_contrast": d.condition.contrast,
            "contrast": float(np.median(d.sample[core]))}
     return row if d.healthy else {**row, **_control(d, found)}
 
 
 def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) -> list[dict]:
-    """The same rows of the patients' real scar slices: Dice as asked of drafts, nothing painted."""
+    """The same rows of the patients' real scar slices: accepted where found with the Dice asked of
+    drafts; `clean` where the judge also finds no more elsewhere than a draft may add."""
     rows = []
     for heart in patients.values():
         masks = list(real_masks(heart, roles))
@@ -175,10 +183,13 @@ def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) 
             scar, wall = mask[z] > 0, heart.anatomy.myocardium[z]
             values = heart.intensities.apply(heart.lge[z])
             real = Draft(heart, z, mask[z], values, values, None, False)
-            hit = np.isin(found, roles.scars)
+            hit, near = np.isin(found, roles.scars), feather(scar, heart.anatomy.spacing[1:],
+                                                             FEATHER_MM) > 0
+            enough = dice(hit & near, scar) >= qc.min_dice
             core = mask[z] == SCAR if (mask[z] == SCAR).any() else scar
             rows.append({"case": heart.case.identifier, "z": z, "burden": real.burden,
-                         "accepted": dice(hit, scar) >= qc.min_dice,
+                         "accepted": enough, "found": enough,
+                         "clean": enough and (hit & ~near).sum() <= qc.max_new_outside,
                          "contrast": float(np.median(values[core])), **_control(real, hit & wall)})
     return rows
 

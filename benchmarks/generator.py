@@ -6,6 +6,8 @@
 Without `--generators` the rule-based painter and the fold's fitted inpainter are measured; with it,
 "paint" and any fold folders that `lgesynth fit` has written. `own` is the judge that rewards and
 filters, `independent` one that never met the generator; real slices are judged by the same rules.
+`qc_pass` is the whole quality control (of real slices: Dice alone; `qc_clean` with its bound on
+scar found elsewhere), `dice_pass` the Dice alone, as published.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
 
@@ -108,6 +110,7 @@ class Bench:
         rows = []
         for name, found in self.real_rows.items():
             rows += self._judged("real", None, f"qc_pass_{name}", found)
+            rows += self._judged("real", None, f"qc_clean_{name}", found, "clean")
             if name == "own":
                 rows += self._control("real", None, found)
         if self.looks:
@@ -130,6 +133,7 @@ class Bench:
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
             rows += self._judged(arm, preset, f"qc_pass_{judge}", found)
+            rows += self._judged(arm, preset, f"dice_pass_{judge}", found, "found")
             if judge == "own":
                 rows += self._control(arm, preset, found) + self._realised(arm, preset, found)
                 seconds += spent
@@ -142,9 +146,10 @@ class Bench:
                             unit="pixels")]
         return rows + (self._looks(here, generator, scars) if self.looks else [])
 
-    def _judged(self, arm, preset, metric: str, found: list[dict]) -> list[dict]:
+    def _judged(self, arm, preset, metric: str, found: list[dict],
+                passed: str = "accepted") -> list[dict]:
         """Pass rate, over all and by burden tertile of the requests."""
-        accepted = np.array([r["accepted"] for r in found], float)
+        accepted = np.array([r[passed] for r in found], float)
         tertile = np.digitize([r["burden"] for r in found], self.cuts)
         rows = [_mean_row(self._about(arm, preset), metric, accepted)]
         for k, name in enumerate(TERTILES):

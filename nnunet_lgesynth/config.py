@@ -182,8 +182,7 @@ _TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
 _SMALL = NetworkConfig((), 4, (48, 96, 96), 1, 32, 64, 2)
 _LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
 
-# roi-cpu, frozen on EMIDEC ROI fold 4: fitted in 44 min on 2 CPU cores; .49 of its first drafts
-# pass its own judge there (real slices: .56), see benchmarks/qc_pass.py and its results
+# measured by `python -m benchmarks.generator`; sizes and steps are chosen on EMIDEC ROI fold 4
 PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     #         name       nets    crop              steps of vae, unet, controlnet, reward
     FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,

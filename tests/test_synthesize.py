@@ -240,7 +240,7 @@ def test_a_lesion_that_leaves_the_crop_is_refused_where_it_does(fold):
     """The label would otherwise change where no scar was painted."""
     heart = Subject.of(fold, tiny_case(1))
     small = Painter()
-    small.pixels = 16
+    small.pixels = 8
     sample = paint_case(fold, small, heart, SPEC, paint_mask(heart.anatomy, SPEC), None, QCConfig(),
                         0)
     assert sample.verdicts and not sample.accepted and same(sample.case, heart.case)

@@ -75,10 +75,11 @@ def real_scars(fold: Fold, subjects: Sequence[Subject], generator) -> list[Patch
                            generator.pixels, generator.mm)
         scars = np.isin(subject.labels, fold.info.roles.scars)
         for z in np.flatnonzero(subject.anatomy.covered):
-            mask = _on_crop(scars[z], crop, "nearest") > 0
+            here = crop.holding(scars[z])
+            mask = _on_crop(scars[z], here, "nearest") > 0
             if mask.sum() >= QCConfig().min_pixels:
                 patches.append(Patch(subject.case.identifier, int(z), _on_crop(
-                    subject.intensities.apply(subject.lge[z]), crop), mask))
+                    subject.intensities.apply(subject.lge[z]), here), mask))
     return patches
 
 
@@ -95,9 +96,9 @@ def asks(fold: Fold, prior: Prior, hearts: Sequence[Subject], generator,
             refused = 0
             yield Ask(heart, z, spec, condition, seed)
         elif (refused := refused + 1) >= TRIES:
-            raise UserError(f"{TRIES} scars in a row lie outside of the "
-                            f"{generator.pixels * generator.mm:.0f} mm around the LV that the "
-                            f"generator {generator.name!r} paints; fit one with a larger crop.")
+            raise UserError(f"{TRIES} scars in a row are larger than the "
+                            f"{generator.pixels * generator.mm:.0f} mm that the generator "
+                            f"{generator.name!r} paints; fit one with a larger crop.")
 
 
 def paint_scars(asked: Iterable[Ask], generator) -> Iterator[Patch]:
