@@ -154,9 +154,9 @@ def test_too_few_patients_are_refused_before_anything_is_painted(tmp_path):
 
 def test_a_crop_that_holds_no_scar_is_refused(fold):
     small = Painter()
-    small.pixels = 6
+    small.pixels = 3
     prior, hearts = prepare(fold, "fitted")
-    with pytest.raises(UserError, match="larger than the 8 mm that the generator 'paint' paints"):
+    with pytest.raises(UserError, match="larger than the 4 mm that the generator 'paint' paints"):
         next(asks(fold, prior, hearts, small, np.random.default_rng(0)))
 
 
