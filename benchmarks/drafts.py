@@ -173,8 +173,8 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
 
 
 def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) -> list[dict]:
-    """The same rows of the patients' real scar slices: accepted where found with the Dice asked of
-    drafts; `clean` where the judge also finds no more elsewhere than a draft may add."""
+    """The same rows of the patients' real scar slices: `found` with the Dice asked of drafts, and
+    `accepted` where the judge finds no more scar elsewhere than a draft may add."""
     rows = []
     for heart in patients.values():
         masks = list(real_masks(heart, roles))
@@ -188,8 +188,8 @@ def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) 
             enough = dice(hit & near, scar) >= qc.min_dice
             core = mask[z] == SCAR if (mask[z] == SCAR).any() else scar
             rows.append({"case": heart.case.identifier, "z": z, "burden": real.burden,
-                         "accepted": enough, "found": enough,
-                         "clean": enough and (hit & ~near).sum() <= qc.max_new_outside,
+                         "found": enough,
+                         "accepted": enough and (hit & ~near).sum() <= qc.max_new_outside,
                          "contrast": float(np.median(values[core])), **_control(real, hit & wall)})
     return rows
 

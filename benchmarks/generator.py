@@ -5,9 +5,9 @@
 
 Without `--generators` the rule-based painter and the fold's fitted inpainter are measured; with it,
 "paint" and any fold folders that `lgesynth fit` has written. `own` is the judge that rewards and
-filters, `independent` one that never met the generator; real slices are judged by the same rules.
-`qc_pass` is the whole quality control (of real slices: Dice alone; `qc_clean` with its bound on
-scar found elsewhere), `dice_pass` the Dice alone, as published.
+filters, `independent` one that never met the generator. `dice_pass` is a Dice of at least 0.6 in
+the feather, as published; `qc_pass` the whole quality control, of which the bound on scar found
+elsewhere is the strict part. Real scar slices are judged by the same rules.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
 
@@ -109,8 +109,7 @@ class Bench:
         """Real scar slices of the validation patients, by both judges."""
         rows = []
         for name, found in self.real_rows.items():
-            rows += self._judged("real", None, f"qc_pass_{name}", found)
-            rows += self._judged("real", None, f"qc_clean_{name}", found, "clean")
+            rows += self._passed("real", None, name, found)
             if name == "own":
                 rows += self._control("real", None, found)
         if self.looks:
@@ -132,8 +131,7 @@ class Bench:
         rows, passed = [], {}
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
-            rows += self._judged(arm, preset, f"qc_pass_{judge}", found)
-            rows += self._judged(arm, preset, f"dice_pass_{judge}", found, "found")
+            rows += self._passed(arm, preset, judge, found)
             if judge == "own":
                 rows += self._control(arm, preset, found) + self._realised(arm, preset, found)
                 seconds += spent
@@ -146,16 +144,15 @@ class Bench:
                             unit="pixels")]
         return rows + (self._looks(here, generator, scars) if self.looks else [])
 
-    def _judged(self, arm, preset, metric: str, found: list[dict],
-                passed: str = "accepted") -> list[dict]:
-        """Pass rate, over all and by burden tertile of the requests."""
-        accepted = np.array([r[passed] for r in found], float)
-        tertile = np.digitize([r["burden"] for r in found], self.cuts)
-        rows = [_mean_row(self._about(arm, preset), metric, accepted)]
-        for k, name in enumerate(TERTILES):
-            if (tertile == k).any():
-                rows.append(_mean_row(self._about(arm, preset, name), metric,
-                                      accepted[tertile == k]))
+    def _passed(self, arm, preset, judge: str, found: list[dict]) -> list[dict]:
+        """Pass rates, over all and by burden tertile of the requests."""
+        tertile, rows = np.digitize([r["burden"] for r in found], self.cuts), []
+        for metric, key in (("dice_pass", "found"), ("qc_pass", "accepted")):
+            passed = np.array([r[key] for r in found], float)
+            rows.append(_mean_row(self._about(arm, preset), f"{metric}_{judge}", passed))
+            rows += [_mean_row(self._about(arm, preset, name), f"{metric}_{judge}",
+                               passed[tertile == k])
+                     for k, name in enumerate(TERTILES) if (tertile == k).any()]
         return rows
 
     def _control(self, arm, preset, found: list[dict]) -> list[dict]:

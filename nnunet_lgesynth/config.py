@@ -80,6 +80,7 @@ class FitConfig:
     sampler_steps: int = 8
     guidance_scale: float = 2.0
     feather_mm: float = 4.0
+    texture_mm: float = 4.0         # sigma; finer structure of a draft is the source's own; 0: none
     text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
     save_every: int = 250
     seed: int = 0
@@ -90,6 +91,8 @@ class FitConfig:
                             f"{self.reward_last_steps} and {self.sampler_steps}.")
         if min(self.batch_size, self.save_every) < 1 or min(self.crop_mm, self.feather_mm) <= 0:
             raise UserError("batch_size, save_every, crop_mm and feather_mm must be positive.")
+        if not self.texture_mm >= 0:
+            raise UserError(f"texture_mm must be 0 or more, not {self.texture_mm}.")
         if self.vae_steps and not self.network.vae_channels:
             raise UserError(f"Without vae_channels there is no VAE to train in {self.vae_steps} "
                             "steps; set vae_steps to 0.")
@@ -204,6 +207,7 @@ _ABLATIONS = {
     "mask": {"outline": "mask"},                        # instead of the edge map
     "random-prior": {"prior": "ellipsoid"},             # instead of the anatomical one
     "no-healthy": {"healthy_share": 0.0},               # no healthy re-inpaintings
+    "own-texture": {"texture_mm": 0.0},                 # the model's texture, not the source's
     "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
 }
 PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 
@@ -10,6 +11,7 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.condition import control_map, paste_array
 from nnunet_lgesynth.generators.inpaint import sample
 from nnunet_lgesynth.generators.inpaint.batch import collate, latent_shape
+from nnunet_lgesynth.generators.inpaint.data import as_healthy
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter, denoise
 
@@ -121,3 +123,24 @@ def test_the_outline_is_a_rim_or_a_mask(slices):
     edges, mask = (control_map(condition, kind)[0] > 0 for kind in ("edges", "mask"))
     assert (mask == (condition.request > 0)).all() and (edges <= mask).all()
     assert 0 < edges.sum() < mask.sum()
+
+
+def test_a_drafts_fine_texture_is_the_sources_own(inpainter, slices):
+    conditions = [as_healthy(item).condition for item in slices.asked[:3]]
+    shares = []
+    for texture_mm in (0.0, 4.0, 4000.0):
+        config = tiny_config(texture_mm=texture_mm)
+        drafts = sample.paint(inpainter.networks, config, conditions, range(3), half=False)
+        lost = [(d - c.source)[c.region] for d, c in zip(drafts, conditions)]
+        fine = [(v - ndimage.gaussian_filter(v, 1.0))[c.region] for v, c in zip(
+            [d - c.source for d, c in zip(drafts, conditions)], conditions)]
+        shares.append([np.concatenate(v).std() for v in (lost, fine)])
+    (coarse, detail), (kept, same), (all_kept, _) = shares
+    assert same < 0.2 * detail and 0.2 * coarse < kept < coarse and all_kept < 0.2 * coarse
+    scars = [item.condition for item in slices.asked[:3]]
+    plain, textured, healthy = (sample.paint(
+        inpainter.networks, tiny_config(texture_mm=t), asked, range(3), half=False)
+        for t, asked in ((0.0, scars), (4000.0, scars), (0.0, conditions)))
+    for a, b, h, c in zip(plain, textured, healthy, scars):
+        missing = c.source - h
+        np.testing.assert_allclose(b, a + missing - missing.mean(), atol=0.05)

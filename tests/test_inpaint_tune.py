@@ -45,7 +45,7 @@ def test_reward_gradient_reaches_the_controlnet_and_nothing_else(setting, segmen
     objective, networks, (diffusion, real, drawn) = setting
     before = {k: v.clone() for k, v in segmenter.network.state_dict().items()}
     if part == "real":
-        loss = objective.reward(objective.one_step(real), real)
+        loss = objective.reward(networks.decode(objective.one_step(real)), real)
     elif part == "drawn":
         loss = objective.reward(objective.sampled(drawn), drawn)
     else:

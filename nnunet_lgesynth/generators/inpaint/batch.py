@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT
 from nnunet_lgesynth.config import FitConfig
 from nnunet_lgesynth.generators.condition import Condition, Crop, control_map
 from nnunet_lgesynth.generators.inpaint.data import Item, SliceSet, as_healthy, augment, canvas
 from nnunet_lgesynth.generators.inpaint.networks import TRAIN_TIMESTEPS
 from nnunet_lgesynth.generators.inpaint.text import NULL_CAPTION
 
-__all__ = ["STAGES", "Batch", "Canvas", "Draws", "collate"]
+__all__ = ["STAGES", "Batch", "Canvas", "Draws", "collate", "healthy_twin"]
 
 CONSTANT_CAPTION = "enhancement"
 STAGES = ("vae", "unet", "controlnet", "reward")
@@ -78,6 +79,16 @@ def collate(conditions: Sequence[Condition], config: FitConfig, noise: torch.Ten
 def _told(condition: Condition, config: FitConfig) -> str:
     return {"full": condition.caption, "constant": CONSTANT_CAPTION,
             "none": NULL_CAPTION}[config.captions]
+
+
+def healthy_twin(batch: Batch, config: FitConfig) -> Batch:
+    """The same regions with the same noise, to be painted as healthy wall."""
+    control = batch.control.clone()
+    control[:, [0, 3]] = 0                        # outline and contrasts, see `control_map`
+    caption = NO_ENHANCEMENT if config.captions == "full" else None
+    captions = tuple(t if caption is None or t == NULL_CAPTION else caption
+                     for t in batch.captions)
+    return dataclasses.replace(batch, control=control, captions=captions)
 
 
 class Draws(Dataset):

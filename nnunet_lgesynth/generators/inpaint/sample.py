@@ -6,6 +6,9 @@ inside is drawn to fit its surroundings.
 Guidance contrasts the caption against the empty caption, the control map kept in both: place and
 contrast are asked through the control map, and contrasting that as well would overshoot the
 contrast that was asked.
+Fine texture is the source's own (`render`): the model's would tell what was painted from what was
+not. The same noise is also painted as healthy wall; what the source has and that twin lacks, below
+`texture_mm`, is added to the draft. Scar borders stay, since the twin has none there.
 The noise of a sample comes from its own seed and batches have one size, so it is the same, bit by
 bit, alone and among others. Between batch sizes convolutions and linear layers round differently:
 in float32, with `roi-cpu`'s networks, by up to 2e-5 of a range of 7.
@@ -14,6 +17,7 @@ in float32, with `roi-cpu`'s networks, by up to 2e-5 of a range of 7.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,10 +29,10 @@ from diffusers import DPMSolverMultistepScheduler
 from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.config import FitConfig, UserError, from_dict
 from nnunet_lgesynth.generators.condition import Condition
-from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, latent_shape
+from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 
-__all__ = ["Inpainter", "autocast", "denoise", "half_precision", "paint"]
+__all__ = ["Inpainter", "autocast", "denoise", "half_precision", "paint", "render"]
 
 BATCH = (16, 4)     # on accelerators; on a CPU, where a lesion has but a few slices
 
@@ -86,10 +90,22 @@ def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition]
             for _, seed in part])
         batch = collate([condition for condition, _ in part], config, noise).to(networks.device)
         with torch.no_grad(), autocast(networks.device, half):
-            *_, latents = denoise(networks, batch, config)
-            images = networks.decode(latents)
+            images = render(networks, batch, config)
         result.extend(images[:, 0].float().cpu().numpy())
     return result[:len(asked)]
+
+
+def render(networks: Networks, batch: Batch, config: FitConfig,
+           gradient_steps: int = 0) -> torch.Tensor:
+    """Drafts (B, 1, P, P), normalised, with the source's fine texture; see the module's text."""
+    *_, latents = denoise(networks, batch, config, gradient_steps)
+    drafts = networks.decode(latents)
+    if config.texture_mm == 0:
+        return drafts
+    with torch.no_grad():
+        *_, latents = denoise(networks, healthy_twin(batch, config), config)
+        missing = (batch.image - networks.decode(latents)).float()
+    return drafts + missing - _smooth(missing, config.texture_mm / config.crop_mm)
 
 
 def denoise(networks: Networks, batch: Batch, config: FitConfig,
@@ -132,6 +148,19 @@ def autocast(device: torch.device, half: bool = True) -> torch.autocast:
     dtype = half_precision(device)
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16,
                           enabled=half and dtype is not None)
+
+
+def _smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Images (B, 1, P, P) under a Gaussian of `sigma` pixels, mirrored at the border."""
+    reach = min(math.ceil(3 * sigma), images.shape[-1] - 1)
+    at = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (kernel / kernel.sum())[None, None]
+    with torch.autocast(images.device.type, enabled=False):
+        for side in (kernel[..., None], kernel[..., None, :]):
+            pad = [reach * (n > 1) for n in (side.shape[3], side.shape[2]) for _ in range(2)]
+            images = F.conv2d(F.pad(images, pad, mode="reflect"), side)
+    return images
 
 
 def _guided_velocity(networks: Networks, batch: Batch, latents: torch.Tensor,

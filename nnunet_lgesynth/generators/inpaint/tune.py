@@ -33,7 +33,7 @@ from nnunet_lgesynth.generators.condition import paste
 from nnunet_lgesynth.generators.inpaint.batch import Batch, Canvas
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 from nnunet_lgesynth.generators.inpaint.objectives import diffusion_loss
-from nnunet_lgesynth.generators.inpaint.sample import denoise
+from nnunet_lgesynth.generators.inpaint.sample import render
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
 __all__ = ["RewardObjective", "contrast_loss", "label_loss", "pasted"]
@@ -54,7 +54,7 @@ class RewardObjective(nn.Module):
 
     def forward(self, diffusion: Batch, real: Batch, drawn: Batch) -> torch.Tensor:
         """Scalar loss of one draw of the reward stage."""
-        rewards = (self.reward(self.one_step(real), real)
+        rewards = (self.reward(self.networks.decode(self.one_step(real)), real)
                    + self.reward(self.sampled(drawn), drawn)) / 2
         return (diffusion_loss(self.networks, diffusion, control=True)
                 + self.config.reward_weight * rewards)
@@ -70,17 +70,16 @@ class RewardObjective(nn.Module):
         return signal * noisy - sigma * v
 
     def sampled(self, batch: Batch) -> torch.Tensor:
-        """Latents from the sampler; its last steps carry the gradient."""
-        *_, latents = denoise(self.networks, batch, self.config, self.config.reward_last_steps)
-        return latents
+        """Drafts from the sampler; its last steps carry the gradient."""
+        return render(self.networks, batch, self.config, self.config.reward_last_steps)
 
-    def reward(self, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """`label_loss` of the segmenter on the pasted drafts, and `contrast_loss`."""
-        drafts, canvas = self.networks.decode(latents).float(), batch.canvas
+    def reward(self, drafts: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """`label_loss` of the segmenter on the pasted drafts (B, 1, P, P), and `contrast_loss`."""
+        drafts, canvas = drafts.float(), batch.canvas
         # its network may run in bfloat16; in float16 log-probabilities have become NaN
-        half = torch.get_autocast_dtype(latents.device.type) == torch.bfloat16
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16,
-                            enabled=half and torch.is_autocast_enabled(latents.device.type)):
+        half = torch.get_autocast_dtype(drafts.device.type) == torch.bfloat16
+        with torch.autocast(drafts.device.type, dtype=torch.bfloat16,
+                            enabled=half and torch.is_autocast_enabled(drafts.device.type)):
             scores = self.segmenter.log_probabilities(pasted(drafts, canvas))
             with torch.no_grad():
                 before = self.segmenter.log_probabilities(canvas.image)
