@@ -13,7 +13,6 @@ Without `--judges` the own judge is the one that tuned the generator, and there 
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
 
 def main() -> None:
     arguments = _arguments()
-    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    fold = testset.open_fold(arguments)
     device = usable_device(arguments.device)
     names = arguments.generators or ["paint", str(find_inpainter(fold))]
     requests = testset.read(testset.request_file(fold))[:arguments.n]
@@ -65,12 +64,7 @@ def main() -> None:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-d", required=True)
-    parser.add_argument("-c", default="2d")
-    parser.add_argument("-p", default="nnUNetPlans")
-    parser.add_argument("-f", type=int, required=True)
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser = testset.fold_parser(__doc__)
     parser.add_argument("--judges", type=Path, help="folder that benchmarks.judges has filled")
     parser.add_argument("--generators", nargs="+", help='"paint" or fitted fold folders')
     parser.add_argument("-n", type=int, help="only the first so many requests")

@@ -14,7 +14,6 @@ as nnU-Net runs in half precision on CUDA. An interrupted training goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import testset
 from nnunet_lgesynth.config import make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 
@@ -48,12 +48,7 @@ def halves(fold: Fold) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-d", required=True)
-    parser.add_argument("-c", default="2d")
-    parser.add_argument("-p", default="nnUNetPlans")
-    parser.add_argument("-f", type=int, required=True)
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser = testset.fold_parser(__doc__)
     parser.add_argument("-o", type=Path, required=True, help="folder of the judges")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--iterations", type=int, default=50)
@@ -61,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.environ.get("LGESYNTH_JUDGE_VIEW"):
         return _train(arguments)
-    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    fold = testset.open_fold(arguments)
     out, patients = arguments.o.resolve(), halves(fold)
     for name in [arguments.train] if arguments.train else JUDGES:
         folder = judge_folder(out, name, fold)

@@ -11,7 +11,6 @@ measured. An interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shlex
 import shutil
@@ -35,12 +34,7 @@ from nnunet_lgesynth.provenance import machine, versions
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-d", required=True)
-    parser.add_argument("-c", default="2d")
-    parser.add_argument("-p", default="nnUNetPlans")
-    parser.add_argument("-f", type=int, required=True)
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser = testset.fold_parser(__doc__)
     parser.add_argument("--preset", default="roi-cpu", choices=sorted(PRESETS))
     parser.add_argument("--judges", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="fitted fold folder to take the U-Net from")
@@ -48,7 +42,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, help="only the first so many requests")
     parser.add_argument("-o", required=True, help="JSON file of the rows")
     arguments = parser.parse_args()
-    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    fold = testset.open_fold(arguments)
     device, root = usable_device(arguments.device), arguments.judges.resolve()
     config = PRESETS[arguments.preset]
     config = dataclasses.replace(config, save_every=arguments.every,

@@ -24,7 +24,7 @@ from nnunet_lgesynth.config import QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 
-__all__ = ["Asked", "draw", "patients", "read", "request_file", "write"]
+__all__ = ["Asked", "draw", "fold_parser", "open_fold", "patients", "read", "request_file", "write"]
 
 REQUESTS, SEED = 500, 4
 DECIMALS = 5
@@ -120,14 +120,24 @@ def _rounded(settings):
                                             for f in dataclasses.fields(settings)})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def fold_parser(text: str, device: bool = True) -> argparse.ArgumentParser:
+    """The flags that every benchmark of a fold has, named as nnU-Net names them."""
+    parser = argparse.ArgumentParser(description=text.partition("\n")[0])
     parser.add_argument("-d", required=True)
     parser.add_argument("-c", default="2d")
     parser.add_argument("-p", default="nnUNetPlans")
     parser.add_argument("-f", type=int, required=True)
-    arguments = parser.parse_args()
-    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    if device:
+        parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    return parser
+
+
+def open_fold(arguments) -> Fold:
+    return Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+
+
+def main() -> None:
+    fold = open_fold(fold_parser(__doc__, device=False).parse_args())
     write(request_file(fold), draw(fold))
 
 

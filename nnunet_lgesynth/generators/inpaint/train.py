@@ -15,7 +15,6 @@ it is fitted.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -43,21 +42,28 @@ from nnunet_lgesynth.generators.inpaint.objectives import DiffusionObjective, Va
 from nnunet_lgesynth.generators.inpaint.progress import (
     Progress,
     draw_picture,
-    read_checkpoint,
     write_checkpoint,
 )
 from nnunet_lgesynth.generators.inpaint.sample import half_precision
+from nnunet_lgesynth.generators.inpaint.state import (
+    SHARED,
+    identity_of,
+    read_state,
+    refuse_existing,
+    restore_weights,
+    state_of,
+    take_shared,
+)
 from nnunet_lgesynth.generators.inpaint.text import build_text
 from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["accelerator_on", "check", "fit", "objective_of", "refuse_existing"]
+__all__ = ["accelerator_on", "check", "fit", "objective_of"]
 
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
 FLOOR = 0.1
 MAX_GRADIENT = 1.0
-SHARED = ("vae", "unet")      # what a fit can take from another one
 ROW_EVERY = 10                # steps a row of metrics.json
 LOADER_WORKERS = 8            # on CUDA; a CPU fit makes its batches itself
 
@@ -104,9 +110,9 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
 def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
          reward: Segmenter | None, start: Path | None, progress) -> dict:
     accelerator = accelerator_on(device)
-    identity = _identity(fold, config, reward, start)
+    identity = identity_of(fold, config, reward, start)
     reward = reward and reward.to(accelerator.device)
-    state = _read_state(folder, identity)
+    state = read_state(folder, identity)
     torch.manual_seed(config.seed)
     networks = build(config).to(accelerator.device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +127,9 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
                    f"prior; device {accelerator.device}")
     done = state.get("done", [])
     if state:
-        _restore_weights(networks, state)
+        restore_weights(networks, state)
     elif start is not None:
-        _take(networks, config, start)
+        take_shared(networks, config, start)
         done = list(SHARED)
     for stage in _stages(config, reward):
         if stage in done:
@@ -165,7 +171,7 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
             if accelerator.is_main_process and (step % ROW_EVERY == 0 or last):
                 record.row(stage, step)
             if accelerator.is_main_process and step % config.save_every == 0 and not last:
-                write_checkpoint(folder, _state(identity, networks, record, done, stage, step,
+                write_checkpoint(folder, state_of(identity, networks, record, done, stage, step,
                                                 optimizer, average))
                 _picture(folder, networks, config, slices, record, stage, average, objective)
             if progress is not None:
@@ -174,7 +180,7 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
         networks.train_only()
         done = [*done, stage]
         if accelerator.is_main_process:
-            write_checkpoint(folder, _state(identity, networks, record, done))
+            write_checkpoint(folder, state_of(identity, networks, record, done))
             draw_picture(folder / "progress.png", networks, config, slices, record.rows, stage)
         accelerator.free_memory()
     accelerator.wait_for_everyone()
@@ -187,27 +193,10 @@ def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
           resume: bool, start: Path | None = None) -> None:
     """Raise `UserError` for what `fit` would refuse in its first minute; writes nothing."""
     refuse_existing(folder, resume)
-    _read_state(folder, _identity(fold, config, reward, start))
+    read_state(folder, identity_of(fold, config, reward, start))
     build_text(config)
     if start is not None:
-        _take(build(config), config, start)
-
-
-def _identity(fold: Fold, config: FitConfig, reward: Segmenter | None,
-              start: Path | None) -> dict:
-    """What an interrupted fit must share with the one that goes on."""
-    return {"config": dataclasses.asdict(config), "train": list(fold.train),
-            "start": None if start is None else _read_fitted(start)["hash"],
-            "reward": None if reward is None else
-            {"checkpoint": str(reward.source), "hash": reward.hash}}
-
-
-def refuse_existing(folder: Path, resume: bool) -> None:
-    """Raise `UserError` where a fit into `folder` would overwrite one."""
-    if not resume and (folder / "config.json").is_file():
-        raise UserError(f"{folder} is fitted already; use it as it is, or delete it to fit anew.")
-    if not resume and (folder / "state").is_dir():
-        raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
+        take_shared(build(config), config, start)
 
 
 def accelerator_on(device: torch.device) -> Accelerator:
@@ -256,55 +245,6 @@ def _measure_latents(networks: Networks, slices: SliceSet) -> None:
     latents = torch.cat([networks.encode(torch.from_numpy(item.condition.source)[None, None]
                                          .to(networks.device)).float() for item in slices.real])
     networks.set_latent_scale(latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
-
-
-def _state(identity: dict, networks: Networks, record: Progress, done: list[str],
-           stage: str | None = None, step: int = 0, optimizer=None, average=None) -> dict:
-    return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
-            "weights": {name: m.state_dict() for name, m in networks.modules.items()},
-            "latents": (networks.vae.config.latents_mean, networks.vae.config.latents_std),
-            "rows": record.rows, "minutes": record.minutes,
-            "optimizer": optimizer and optimizer.state_dict(),
-            "average": average and average.state_dict()}
-
-
-def _read_state(folder: Path, identity: dict) -> dict:
-    state = read_checkpoint(folder) or {}
-    if state and json.loads(state["identity"]) != json.loads(json.dumps(identity)):
-        theirs = json.loads(state["identity"])
-        changed = [k for k in identity if theirs[k] != json.loads(json.dumps(identity[k]))]
-        raise UserError(f"The interrupted fit in {folder} had another {' and '.join(changed)}; "
-                        "resume it with the same, or delete the folder.")
-    return state
-
-
-def _restore_weights(networks: Networks, state: dict) -> None:
-    for name, module in networks.modules.items():
-        module.load_state_dict(state["weights"][name])
-    networks.set_latent_scale(*state["latents"])
-
-
-def _read_fitted(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} holds no fitted generator to start from ({error}); give the "
-                        "fold folder that lgesynth fit has written.") from error
-
-
-def _take(networks: Networks, config: FitConfig, start: Path) -> None:
-    """VAE, U-Net and text encoder of another fit, which must have been built alike."""
-    mine, theirs = json.loads(json.dumps(dataclasses.asdict(config))), _read_fitted(start)["config"]
-    other = [f"{n} {theirs.get(n)}, not {mine[n]}"
-             for n in ("network", "crop_pixels", "crop_mm", "text_encoder")
-             if theirs.get(n) != mine[n]]
-    if other:
-        raise UserError(f"{start} cannot be started from: it has {'; '.join(other)}. Start from a "
-                        "fit of a preset with the same networks.")
-    loaded = Networks.load(start, "cpu")
-    for name in ("vae", "unet", "text"):
-        networks.modules[name].load_state_dict(loaded.modules[name].state_dict())
-    networks.set_latent_scale(loaded.vae.config.latents_mean, loaded.vae.config.latents_std)
 
 
 def _picture(folder: Path, networks: Networks, config: FitConfig, slices: SliceSet,

@@ -1,0 +1,91 @@
+"""What an interrupted fit leaves for the one that goes on, and a fitted one for others to take.
+
+The state is all that a fit needs to continue with the very next step; its identity must be the same
+in both. A fit may also take VAE, U-Net and text encoder from a fitted folder of like networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from nnunet_lgesynth.config import FitConfig, UserError
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.inpaint.networks import Networks
+from nnunet_lgesynth.generators.inpaint.progress import Progress, read_checkpoint
+from nnunet_lgesynth.judge.segmenter import Segmenter
+
+__all__ = ["SHARED", "identity_of", "read_state", "refuse_existing", "restore_weights", "state_of",
+           "take_shared"]
+
+SHARED = ("vae", "unet")      # the stages that a fit can take from another one
+
+
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """Raise `UserError` where a fit into `folder` would overwrite one."""
+    if not resume and (folder / "config.json").is_file():
+        raise UserError(f"{folder} is fitted already; use it as it is, or delete it to fit anew.")
+    if not resume and (folder / "state").is_dir():
+        raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
+
+
+def identity_of(fold: Fold, config: FitConfig, reward: Segmenter | None,
+                start: Path | None) -> dict:
+    """What an interrupted fit must share with the one that goes on."""
+    return {"config": dataclasses.asdict(config), "train": list(fold.train),
+            "start": None if start is None else _read_fitted(start)["hash"],
+            "reward": None if reward is None else
+            {"checkpoint": str(reward.source), "hash": reward.hash}}
+
+
+def state_of(identity: dict, networks: Networks, record: Progress, done: list[str],
+             stage: str | None = None, step: int = 0, optimizer=None, average=None) -> dict:
+    """What `write_checkpoint` stores; without a stage, between two of them."""
+    return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
+            "weights": {name: m.state_dict() for name, m in networks.modules.items()},
+            "latents": (networks.vae.config.latents_mean, networks.vae.config.latents_std),
+            "rows": record.rows, "minutes": record.minutes,
+            "optimizer": optimizer and optimizer.state_dict(),
+            "average": average and average.state_dict()}
+
+
+def read_state(folder: Path, identity: dict) -> dict:
+    """The folder's state, {} where there is none; `UserError` where it is of another identity."""
+    state = read_checkpoint(folder) or {}
+    if state and json.loads(state["identity"]) != json.loads(json.dumps(identity)):
+        theirs = json.loads(state["identity"])
+        changed = [k for k in identity if theirs.get(k) != json.loads(json.dumps(identity[k]))]
+        raise UserError(f"The interrupted fit in {folder} had another {' and '.join(changed)}; "
+                        "resume it with the same, or delete the folder.")
+    return state
+
+
+def restore_weights(networks: Networks, state: dict) -> None:
+    """Put the state's weights and latent scale into `networks`."""
+    for name, module in networks.modules.items():
+        module.load_state_dict(state["weights"][name])
+    networks.set_latent_scale(*state["latents"])
+
+
+def take_shared(networks: Networks, config: FitConfig, start: Path) -> None:
+    """VAE, U-Net and text encoder of another fit, which must have been built alike."""
+    mine, theirs = json.loads(json.dumps(dataclasses.asdict(config))), _read_fitted(start)["config"]
+    other = [f"{n} {theirs.get(n)}, not {mine[n]}"
+             for n in ("network", "crop_pixels", "crop_mm", "text_encoder")
+             if theirs.get(n) != mine[n]]
+    if other:
+        raise UserError(f"{start} cannot be started from: it has {'; '.join(other)}. Start from a "
+                        "fit of a preset with the same networks.")
+    loaded = Networks.load(start, "cpu")
+    for name in ("vae", "unet", "text"):
+        networks.modules[name].load_state_dict(loaded.modules[name].state_dict())
+    networks.set_latent_scale(loaded.vae.config.latents_mean, loaded.vae.config.latents_std)
+
+
+def _read_fitted(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} holds no fitted generator to start from ({error}); give the "
+                        "fold folder that lgesynth fit has written.") from error
