@@ -190,12 +190,13 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
     #         name       nets    crop              steps of vae, unet, controlnet, reward
     FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,
               unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
-              sampler_steps=4, save_every=100),
+              sampler_steps=4, guidance_scale=1.0, save_every=100),
     FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=0, unet_steps=2000,
               controlnet_steps=2000, reward_steps=400, learning_rate=8e-4,
               reward_learning_rate=2e-4, reward_last_steps=2, sampler_steps=4, guidance_scale=1.0),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
-              controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, save_every=1000),
+              controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, guidance_scale=1.0,
+              save_every=1000),
 )}
 
 # What the parts of roi-cpu bring: each lacks or changes one of them. Share VAE and U-Net of a
