@@ -13,8 +13,6 @@ Without `--judges` the own judge is the one that tuned the generator, and there 
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -53,7 +51,7 @@ def main() -> None:
         {"own": judge_of(Path(names[-1]), fold, device)}
     about = {"benchmark": "generator", "dataset": fold.dataset, "seeds": [0],
              "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
-             "command": "python -m benchmarks.generator " + shlex.join(sys.argv[1:]),
+             "command": testset.command_line("benchmarks.generator"),
              "versions": versions(), "date": date.today().isoformat()}
     bench = Bench(fold, patients, requests, judges, about, not arguments.quick)
     rows = bench.real()

@@ -12,9 +12,7 @@ measured. An interrupted run goes on.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import shutil
-import sys
 from datetime import date
 from pathlib import Path
 
@@ -52,7 +50,7 @@ def main() -> None:
     _fit(fold, config, folder, device, judges["own"], arguments.start)
     about = {"benchmark": "reward_curve", "dataset": fold.dataset, "seeds": [config.seed],
              "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
-             "command": "python -m benchmarks.reward_curve " + shlex.join(sys.argv[1:]),
+             "command": testset.command_line("benchmarks.reward_curve"),
              "versions": versions(), "date": date.today().isoformat()}
     requests = testset.read(testset.request_file(fold))[:arguments.n]
     bench = Bench(fold, testset.patients(fold), requests, judges, about, looks=False)

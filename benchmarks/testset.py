@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from nnunet_lgesynth.config import QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 
-__all__ = ["Asked", "draw", "fold_parser", "open_fold", "patients", "read", "request_file", "write"]
+__all__ = ["Asked", "command_line", "draw", "fold_parser", "open_fold", "patients", "read", "request_file", "write"]
 
 REQUESTS, SEED = 500, 4
 DECIMALS = 5
@@ -130,6 +132,12 @@ def fold_parser(text: str, device: bool = True) -> argparse.ArgumentParser:
     if device:
         parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     return parser
+
+
+def command_line(module: str) -> str:
+    """How this process was called, for result rows; of absolute paths the last two parts."""
+    words = ["/".join(Path(w).parts[-2:]) if Path(w).is_absolute() else w for w in sys.argv[1:]]
+    return f"python -m {module} {shlex.join(words)}"
 
 
 def open_fold(arguments) -> Fold:

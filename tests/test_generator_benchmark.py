@@ -122,6 +122,11 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
     assert "seam_auc" in table(rows)
 
 
+def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["x", "-d", "116", "--judges", str(tmp_path / "a" / "b")])
+    assert testset.command_line("benchmarks.x") == "python -m benchmarks.x -d 116 --judges a/b"
+
+
 def test_committed_test_sets_are_whole():
     files = sorted((Path(testset.__file__).parent / "requests").glob("*.jsonl"))
     assert files
