@@ -26,7 +26,8 @@ from nnunet_lgesynth.config import QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 
-__all__ = ["Asked", "command_line", "draw", "fold_parser", "open_fold", "patients", "read", "request_file", "write"]
+__all__ = ["Asked", "command_line", "draw", "fold_parser", "open_fold", "patients", "read",
+           "request_file", "write"]
 
 REQUESTS, SEED = 500, 4
 DECIMALS = 5
