@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nnunet_lgesynth.anatomy.measure import Wall
-from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
+from nnunet_lgesynth.anatomy.scar import SCAR
 from nnunet_lgesynth.config import QCConfig
 from nnunet_lgesynth.dataset.roles import Roles
 from nnunet_lgesynth.generators.condition import (
@@ -30,7 +30,7 @@ from nnunet_lgesynth.generators.condition import (
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.judge.qc import Painted, dice, examine
 
-__all__ = ["Draft", "draft", "in_place", "judge_drafts", "judge_real", "real_masks",
+__all__ = ["Draft", "contrast", "draft", "in_place", "judge_drafts", "judge_real", "real_masks",
            "requests_of"]
 
 BATCH = 16
@@ -84,9 +84,7 @@ def in_place(patients: dict[str, Subject], roles: Roles, generator, seeds: int) 
     asked = []
     for heart in patients.values():
         for z, mask in real_masks(heart, roles):
-            values = heart.intensities.apply(heart.lge[z])
-            contrasts = [float(np.median(values[mask[z] == v])) if (mask[z] == v).any() else 0.0
-                         for v in (SCAR, NO_REFLOW)]
+            contrasts = heart.contrasts(mask, z)
             for seed in range(seeds):
                 one = _asked(heart, z, Request(mask, *contrasts), generator, seed)
                 filled = np.where(one.condition.region, 0, one.condition.source)
@@ -97,9 +95,7 @@ def in_place(patients: dict[str, Subject], roles: Roles, generator, seeds: int) 
 
 def real_masks(heart: Subject, roles: Roles):
     """(z, mask) of every slice with a real scar large enough; masks (Z, Y, X) hold that slice."""
-    mask = np.where(np.isin(heart.labels, roles.scars), SCAR, 0).astype(np.uint8)
-    if roles.no_reflow is not None:
-        mask[heart.labels == roles.no_reflow] = NO_REFLOW
+    mask = heart.scar_mask(roles)
     for z in np.flatnonzero(heart.anatomy.covered):
         if (mask[z] > 0).sum() >= QCConfig().min_pixels:
             one = np.zeros_like(mask)
@@ -163,12 +159,11 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
                       before, after)
     verdict = examine(painted, roles, qc)
     found = np.isin(after, roles.scars) & (d.condition.weight > 0) & d.heart.anatomy.myocardium[d.z]
-    core = d.request == SCAR if (d.request == SCAR).any() else d.request > 0
     row = {"case": d.heart.case.identifier, "z": d.z, "burden": d.burden,
            "accepted": verdict.accepted,
            "found": verdict.checks["dice_request"].passed if not d.healthy else None,
            "asked_contrast": d.condition.contrast,
-           "contrast": float(np.median(d.sample[core]))}
+           "contrast": contrast(d.sample, d.request)}
     return row if d.healthy else {**row, **_control(d, found)}
 
 
@@ -186,12 +181,16 @@ def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) 
             hit, near = np.isin(found, roles.scars), feather(scar, heart.anatomy.spacing[1:],
                                                              FEATHER_MM) > 0
             enough = dice(hit & near, scar) >= qc.min_dice
-            core = mask[z] == SCAR if (mask[z] == SCAR).any() else scar
             rows.append({"case": heart.case.identifier, "z": z, "burden": real.burden,
                          "found": enough,
                          "accepted": enough and (hit & ~near).sum() <= qc.max_new_outside,
-                         "contrast": float(np.median(values[core])), **_control(real, hit & wall)})
+                         "contrast": contrast(values, mask[z]), **_control(real, hit & wall)})
     return rows
+
+
+def contrast(values: np.ndarray, mask: np.ndarray) -> float:
+    """Median of a normalised slice (Y, X) under the scar of a mask, or under its core alone."""
+    return float(np.median(values[mask == SCAR if (mask == SCAR).any() else mask > 0]))
 
 
 def _control(d: Draft, found: np.ndarray) -> dict:

@@ -14,7 +14,6 @@ Without `--judges` the own judge is the one that tuned the generator, and there 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,13 @@ from scipy import stats
 
 from benchmarks import drafts as d
 from benchmarks import realism, testset
-from benchmarks.judges import JUDGES, judge_folder
+from benchmarks.judges import load_judges
 from nnunet_lgesynth.benchmark.compare import interval, number_row
 from nnunet_lgesynth.config import QCConfig, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import read_subjects
-from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.generator import find_inpainter, judge_of, preset_of, usable_device
-from nnunet_lgesynth.provenance import machine, versions
 
 RESAMPLES = 2000
 TERTILES = ("small", "middle", "large")
@@ -46,13 +43,9 @@ def main() -> None:
     names = arguments.generators or ["paint", str(find_inpainter(fold))]
     requests = testset.read(testset.request_file(fold))[:arguments.n]
     patients = testset.patients(fold)
-    judges = {n: Segmenter.load_fold(judge_folder(arguments.judges.resolve(), n, fold), device)
-              for n in JUDGES} if arguments.judges else \
+    judges = load_judges(arguments.judges, fold, device) if arguments.judges else \
         {"own": judge_of(Path(names[-1]), fold, device)}
-    about = {"benchmark": "generator", "dataset": fold.dataset, "seeds": [0],
-             "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
-             "command": testset.command_line("benchmarks.generator"),
-             "versions": versions(), "date": date.today().isoformat()}
+    about = testset.about("generator", fold, arguments.device)
     bench = Bench(fold, patients, requests, judges, about, not arguments.quick)
     rows = bench.real()
     for name in names:
@@ -157,8 +150,7 @@ class Bench:
         real = {"contrast": [], "found_burden": []}
         for heart, z, mask in self.real_scars:
             values, wall = heart.intensities.apply(heart.lge[z]), heart.anatomy.myocardium[z]
-            core = mask[z] == d.SCAR if (mask[z] == d.SCAR).any() else mask[z] > 0
-            real["contrast"].append(np.median(values[core]))
+            real["contrast"].append(d.contrast(values, mask[z]))
             real["found_burden"].append((mask[z] > 0).sum() / wall.sum())
         here = self._about(arm, preset)
         asked = {"asked_contrast": "contrast", "contrast": "contrast", "burden": "found_burden",

@@ -38,6 +38,14 @@ def judge_folder(out: Path, name: str, fold: Fold) -> Path:
             / f"fold_{fold.fold}")
 
 
+def load_judges(out: Path, fold: Fold, device) -> dict:
+    """Both trained judges, frozen, on `device`; `UserError` where one is not trained."""
+    from nnunet_lgesynth.judge.segmenter import Segmenter  # nnU-Net reads its folders at import
+
+    return {name: Segmenter.load_fold(judge_folder(out.resolve(), name, fold), device)
+            for name in JUDGES}
+
+
 def halves(fold: Fold) -> dict[str, list[str]]:
     """The training patients of each judge: every second scarred one and every second scar-free."""
     scarred = {i: bool(np.isin(fold.read(i).labels, fold.info.roles.scars).any())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -21,14 +20,12 @@ from diffusers.training_utils import EMAModel
 
 from benchmarks import testset
 from benchmarks.generator import Bench
-from benchmarks.judges import JUDGES, judge_folder
+from benchmarks.judges import load_judges
 from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit
-from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.generator import usable_device
-from nnunet_lgesynth.provenance import machine, versions
 
 
 def main() -> None:
@@ -45,13 +42,10 @@ def main() -> None:
     config = PRESETS[arguments.preset]
     config = dataclasses.replace(config, save_every=arguments.every,
                                  reward_steps=2 * config.reward_steps)
-    judges = {n: Segmenter.load_fold(judge_folder(root, n, fold), device) for n in JUDGES}
+    judges = load_judges(root, fold, device)
     folder = root / "reward_curve" / f"{config.preset}_fold_{arguments.f}"
     _fit(fold, config, folder, device, judges["own"], arguments.start)
-    about = {"benchmark": "reward_curve", "dataset": fold.dataset, "seeds": [config.seed],
-             "split": f"validation, fold {fold.fold}", "device": machine(arguments.device),
-             "command": testset.command_line("benchmarks.reward_curve"),
-             "versions": versions(), "date": date.today().isoformat()}
+    about = {**testset.about("reward_curve", fold, arguments.device), "seeds": [config.seed]}
     requests = testset.read(testset.request_file(fold))[:arguments.n]
     bench = Bench(fold, testset.patients(fold), requests, judges, about, looks=False)
     rows = bench.real()

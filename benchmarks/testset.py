@@ -17,6 +17,7 @@ import shlex
 import sys
 import warnings
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
+from nnunet_lgesynth.provenance import machine, versions
 
-__all__ = ["Asked", "command_line", "draw", "fold_parser", "open_fold", "patients", "read",
+__all__ = ["Asked", "about", "command_line", "draw", "fold_parser", "open_fold", "patients", "read",
            "request_file", "write"]
 
 REQUESTS, SEED = 500, 4
@@ -139,6 +141,14 @@ def command_line(module: str) -> str:
     """How this process was called, for result rows; of absolute paths the last two parts."""
     words = ["/".join(Path(w).parts[-2:]) if Path(w).is_absolute() else w for w in sys.argv[1:]]
     return f"python -m {module} {shlex.join(words)}"
+
+
+def about(benchmark: str, fold: Fold, device: str) -> dict:
+    """What all result rows of one run of `benchmarks.<benchmark>` have in common."""
+    return {"benchmark": benchmark, "dataset": fold.dataset, "seeds": [0],
+            "split": f"validation, fold {fold.fold}", "device": machine(device),
+            "command": command_line(f"benchmarks.{benchmark}"), "versions": versions(),
+            "date": date.today().isoformat()}
 
 
 def open_fold(arguments) -> Fold:

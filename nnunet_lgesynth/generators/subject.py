@@ -17,6 +17,7 @@ from nnunet_lgesynth.anatomy.heart import Anatomy, describe
 from nnunet_lgesynth.anatomy.intensities import Intensities
 from nnunet_lgesynth.anatomy.measure import ScarRecord, measure_scar
 from nnunet_lgesynth.anatomy.priors import Prior
+from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import Roles
@@ -62,6 +63,20 @@ class Subject:
                              centre=self.anatomy.lv_centre)
         maps = np.asarray(maps.cpu())
         return maps[:len(slices)], maps[len(slices):]
+
+    def scar_mask(self, roles: Roles) -> np.ndarray:
+        """(Z, Y, X) uint8: its real scar as a request would ask for it, 0, SCAR, NO_REFLOW."""
+        mask = np.where(np.isin(self.labels, roles.scars), SCAR, 0).astype(np.uint8)
+        if roles.no_reflow is not None:
+            mask[self.labels == roles.no_reflow] = NO_REFLOW
+        return mask
+
+    def contrasts(self, mask: np.ndarray, z: int) -> list[float]:
+        """Median normalised intensity of slice z under SCAR and under NO_REFLOW of a mask
+        (Z, Y, X); 0 where the slice has none."""
+        image = self.intensities.apply(self.lge[z])
+        return [float(np.median(image[mask[z] == v])) if (mask[z] == v).any() else 0.0
+                for v in (SCAR, NO_REFLOW)]
 
     def scar(self, roles: Roles) -> ScarRecord | None:
         """What its scar measures; None if there is too little."""

@@ -78,17 +78,9 @@ class SliceSet:
 
 
 def _real_items(subject: Subject, fold: Fold, config: FitConfig) -> list[Item]:
-    roles = fold.info.roles
-    mask = np.where(np.isin(subject.labels, roles.scars), SCAR, 0).astype(np.uint8)
-    if roles.no_reflow is not None:
-        mask[subject.labels == roles.no_reflow] = NO_REFLOW
-    items = []
-    for z in np.flatnonzero(subject.anatomy.covered):
-        image = subject.intensities.apply(subject.lge[z])
-        contrasts = [float(np.median(image[mask[z] == v])) if (mask[z] == v).any() else 0.0
-                     for v in (SCAR, NO_REFLOW)]
-        items.append(_item(subject, z, mask[z], contrasts, config))
-    return items
+    mask = subject.scar_mask(fold.info.roles)
+    return [_item(subject, z, mask[z], subject.contrasts(mask, z), config)
+            for z in np.flatnonzero(subject.anatomy.covered)]
 
 
 def _drawn_items(subjects: Sequence[Subject], prior: Prior, config: FitConfig) -> list[Item]:
