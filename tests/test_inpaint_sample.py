@@ -80,7 +80,7 @@ def test_a_draft_changes_only_what_lies_under_the_feather(inpainter, slices):
 
 def test_known_latents_end_as_the_sources(inpainter, slices):
     item, networks = slices.asked[0], inpainter.networks
-    noise = torch.randn(1, *latent_shape(slices.config))
+    noise = torch.randn(1, slices.config.sampler_steps, *latent_shape(slices.config))
     batch = collate([item.condition], tiny_config(), noise)
     with torch.no_grad():
         steps = list(denoise(networks, batch, slices.config))
@@ -91,12 +91,26 @@ def test_known_latents_end_as_the_sources(inpainter, slices):
     assert (steps[-1] - known)[~outside].abs().max() > 1e-2
 
 
+def test_every_step_draws_its_own_noise(inpainter, slices):
+    config = slices.config
+    noise = torch.randn(1, config.sampler_steps, *latent_shape(config))
+    ends = []
+    for changed in (None, *range(config.sampler_steps)):
+        other = noise.clone()
+        if changed is not None:
+            other[:, changed] = torch.randn_like(other[:, changed])
+        batch = collate([slices.asked[0].condition], config, other)
+        with torch.no_grad():
+            ends.append(list(denoise(inpainter.networks, batch, config))[-1])
+    assert all((end - ends[0]).abs().max() > 1e-3 for end in ends[1:])
+
+
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_gradient_comes_from_the_last_steps_only(inpainter, slices, last):
     networks = inpainter.networks
     networks.train_only(networks.controlnet)
     batch = collate([slices.asked[0].condition], slices.config,
-                    torch.randn(1, *latent_shape(slices.config)))
+                    torch.randn(1, slices.config.sampler_steps, *latent_shape(slices.config)))
     graphs = [latents.requires_grad for latents in denoise(networks, batch, slices.config, last)]
     networks.train_only()
     assert graphs == [False] * (3 - last) + [True] * last
@@ -110,7 +124,7 @@ def test_an_unfitted_inpainter_names_the_command(tmp_path):
 
 def test_captions_are_told_as_the_config_says(slices):
     told = {kind: collate([slices.asked[0].condition], tiny_config(captions=kind),
-                          torch.randn(1, *latent_shape(slices.config))).captions[0]
+                          torch.randn(1, 1, *latent_shape(slices.config))).captions[0]
             for kind in ("full", "constant", "none")}
     assert told == {"full": slices.asked[0].condition.caption, "constant": "enhancement",
                     "none": ""}

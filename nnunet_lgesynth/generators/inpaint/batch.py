@@ -48,7 +48,7 @@ class Batch:
     control: torch.Tensor         # (B, 4, P, P), see `control_map`
     region: torch.Tensor          # (B, 1, P, P), 1 where repainted
     captions: tuple[str, ...]
-    noise: torch.Tensor           # (B, C, p, p)
+    noise: torch.Tensor           # (B, N, C, p, p); the sampler takes one before each step
     timesteps: torch.Tensor       # (B,) int64
     canvas: Canvas | None = None
 
@@ -135,19 +135,19 @@ class Draws(Dataset):
         conditions = [augment(item.condition, rng) for item in items]
         config = self.slices.config
         kept = rng.random(len(items)) >= config.caption_dropout
-        return collate(conditions, config, self._noise(len(items), rng),
+        return collate(conditions, config, self._noise(len(items), 1, rng),
                        torch.from_numpy(rng.integers(TRAIN_TIMESTEPS, size=len(items))), kept)
 
     def _judge(self, items: Sequence[Item], rng: np.random.Generator, below: int) -> Batch:
         """As they are, with the canvas that the reward pastes into."""
         batch = collate([item.condition for item in items], self.slices.config,
-                        self._noise(len(items), rng),
+                        self._noise(len(items), self.slices.config.sampler_steps, rng),
                         torch.from_numpy(rng.integers(below, size=len(items))))
         return dataclasses.replace(batch, canvas=_canvas(items, self.slices))
 
-    def _noise(self, size: int, rng: np.random.Generator) -> torch.Tensor:
+    def _noise(self, size: int, steps: int, rng: np.random.Generator) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(
-            (size, *latent_shape(self.slices.config)), dtype=np.float32))
+            (size, steps, *latent_shape(self.slices.config)), dtype=np.float32))
 
 
 def latent_shape(config: FitConfig) -> tuple[int, int, int]:

@@ -187,7 +187,7 @@ def build(config: FitConfig) -> Networks:
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS, beta_start=0.00085, beta_end=0.012,
         beta_schedule="scaled_linear", prediction_type="v_prediction", solver_order=2,
-        algorithm_type="dpmsolver++", timestep_spacing="trailing", final_sigmas_type="zero")
+        algorithm_type="sde-dpmsolver++", timestep_spacing="trailing", final_sigmas_type="zero")
     networks = Networks(vae, unet, build_controlnet(unet, network.vae_factor), build_text(config),
                         scheduler)
     networks.set_latent_scale(*([value] * network.latent_channels for value in (0.0, 1.0)))

@@ -31,7 +31,7 @@ class VaeObjective(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         vae = self.trained[0]
         posterior = vae.encode(batch.image).latent_dist
-        decoded = vae.decode(posterior.mean + posterior.std * batch.noise).sample
+        decoded = vae.decode(posterior.mean + posterior.std * batch.noise[:, 0]).sample
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return (decoded - batch.image).abs().mean() + KL_WEIGHT * divergence
 
@@ -54,8 +54,8 @@ def diffusion_loss(networks: Networks, batch: Batch, control: bool) -> torch.Ten
     with torch.no_grad():
         clean = networks.encode(batch.image).float()
     signal, sigma = networks.signal(batch.timesteps)
-    noisy = signal * clean + sigma * batch.noise
-    target = signal * batch.noise - sigma * clean
+    noisy = signal * clean + sigma * batch.noise[:, 0]
+    target = signal * batch.noise[:, 0] - sigma * clean
     text = networks.text.encode(batch.captions)
     v = networks.velocity(noisy, batch.timesteps, text, batch.control if control else None)
     error = (v.float() - target).square()

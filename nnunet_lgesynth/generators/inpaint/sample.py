@@ -1,4 +1,4 @@
-"""Sampling: from a condition and a seed to a draft, in at most 10 steps of DPM-Solver++.
+"""Sampling: from a condition and a seed to a draft, in at most 10 steps of SDE-DPM-Solver++.
 
 `denoise` is the one step loop, for drafts and for the reward. What lies outside the region is
 known: after each step its latents are set to the source's, at the noise of that step, so that the
@@ -86,7 +86,8 @@ def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition]
         part = asked[first:first + size]
         part += part[:1] * (size - len(part))
         noise = torch.stack([
-            torch.randn(latent_shape(config), generator=torch.Generator().manual_seed(int(seed)))
+            torch.randn((config.sampler_steps, *latent_shape(config)),
+                        generator=torch.Generator().manual_seed(int(seed)))
             for _, seed in part])
         batch = collate([condition for condition, _ in part], config, noise).to(networks.device)
         with torch.no_grad(), autocast(networks.device, half):
@@ -119,16 +120,18 @@ def denoise(networks: Networks, batch: Batch, config: FitConfig,
     with torch.no_grad():
         known = networks.encode(batch.image)
         region = F.max_pool2d(batch.region, networks.factor)
-        latents = _blend(networks, batch.noise, known, batch.noise, region,
+        latents = _blend(networks, batch.noise[:, 0], known, batch.noise[:, 0], region,
                          scheduler.timesteps[0])
     allowed = torch.is_grad_enabled()
-    following = [*scheduler.timesteps[1:], None]
-    for i, (now, after) in enumerate(zip(scheduler.timesteps, following)):
+    # the last step adds no noise: it ends at clean latents
+    following = [*zip(scheduler.timesteps[1:], batch.noise[:, 1:].unbind(1), strict=True),
+                 (None, batch.noise[:, 0])]
+    for i, (now, (after, noise)) in enumerate(zip(scheduler.timesteps, following)):
         learns = allowed and i >= config.sampler_steps - gradient_steps
         with torch.set_grad_enabled(learns):
             v = _guided_velocity(networks, batch, latents, now, config.guidance_scale)
-            latents = scheduler.step(v.float(), now, latents).prev_sample
-            latents = _blend(networks, latents, known, batch.noise, region, after)
+            latents = scheduler.step(v.float(), now, latents, variance_noise=noise).prev_sample
+            latents = _blend(networks, latents, known, noise, region, after)
         yield latents
 
 
