@@ -8,11 +8,14 @@ Without `--generators` the rule-based painter and the fold's fitted inpainter ar
 filters, `independent` one that never met the generator. `dice_pass` is a Dice of at least 0.6 in
 the feather, as published; `qc_pass` the whole quality control, of which the bound on scar found
 elsewhere is the strict part. Real scar slices are judged by the same rules.
+Feature distances are compared with those of the first two arms, so name "paint" and the plain
+ControlNet first. Rows that the file holds of other arms stay.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,8 +53,15 @@ def main() -> None:
     rows = bench.real()
     for name in names:
         rows += bench.arm(name, device)
-        write_json(arguments.o, rows)
+        write_json(arguments.o, _beside(arguments.o, rows))
     print(table(rows))
+
+
+def _beside(path: str, rows: list[dict]) -> list[dict]:
+    """The rows, after those that the file holds of other arms."""
+    measured = {r["arm"] for r in rows}
+    earlier = json.loads(Path(path).read_text()) if Path(path).exists() else []
+    return [r for r in earlier if r["arm"] not in measured] + rows
 
 
 def _arguments():
@@ -81,6 +91,7 @@ class Bench:
         asked = [r.pixels / patients[r.case].anatomy.myocardium[r.z].sum() for r in requests]
         self.cuts = np.quantile(asked, [1 / 3, 2 / 3])
         self.real_features = self._real_features() if looks else None
+        self.features: dict[str, np.ndarray] = {}       # of the first two arms
 
     def _real_features(self) -> np.ndarray:
         return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
@@ -163,6 +174,14 @@ class Bench:
     def _looks(self, here: dict, generator, scars: list) -> list[dict]:
         mine = realism.features([realism.window(s.sample, s.request > 0) for s in scars])
         rows = _distances(here, mine, self.real_features)
+        for arm, theirs in self.features.items():
+            if len(mine) == len(theirs) >= LEAST_CROPS <= len(self.real_features):
+                rows.append(number_row(
+                    here, f"feature_distance_diff_vs_{arm}",
+                    *realism.distance_gain(mine, theirs, self.real_features), n=len(mine),
+                    unit="KID x 1000"))
+        if len(self.features) < 2:
+            self.features[here["arm"]] = mine
         again, _ = d.draft(generator, d.in_place(self.patients, self.roles, generator,
                                                  IN_PLACE_SEEDS))
         for metric, values in zip(("ssim_crop", "rmse_crop"), realism.in_place_scores(again)):

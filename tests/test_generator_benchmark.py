@@ -76,6 +76,18 @@ def test_distances_are_zero_without_a_difference_and_grow_with_one():
     assert low < value < high and low < 0 < high      # unbiased: below 0 half of the time
 
 
+def test_a_gain_in_distance_is_the_difference_of_two_with_its_sign():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 300, 20))
+    near, far = a + 0.3, a + 0.6
+    value, low, high = realism.distance_gain(near, far, b)
+    assert np.isclose(value, realism.kernel_distance(near, b) - realism.kernel_distance(far, b))
+    assert low < value < high < 0
+    again = realism.distance_gain(far, near, b)
+    assert np.allclose(again, (-value, -high, -low))     # the same halves serve both
+    assert realism.distance_gain(near, near, b) == (0, 0, 0)
+
+
 class Brighter(Painter):
     def drafts(self, conditions, seeds):
         return [c.source + 0.5 for c in conditions]
