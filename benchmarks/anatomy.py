@@ -29,6 +29,7 @@ from time import process_time
 import numpy as np
 from scipy import stats
 
+from benchmarks import exit_code, result_file
 from nnunet_lgesynth.anatomy.aha import APEX, neighbours
 from nnunet_lgesynth.anatomy.heart import Anatomy, describe
 from nnunet_lgesynth.anatomy.measure import measure
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("-d", required=True)
     parser.add_argument("-f", required=True)
     parser.add_argument("-c", default="2d")
-    parser.add_argument("-o", required=True)
+    parser.add_argument("-o", type=result_file, required=True)
     arguments = parser.parse_args()
     fold = Fold.open(arguments.d, arguments.c, arguments.f)
     train, val = ([Subject.of(fold, fold.read(i)) for i in part] for part in (fold.train, fold.val))
@@ -222,4 +223,4 @@ def insertions(fold: Fold, about: dict) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("anatomy", main))

@@ -16,6 +16,7 @@ Without `--judges` the own judge is the one that tuned the generator, and there 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import drafts as d
-from benchmarks import realism, testset
+from benchmarks import exit_code, realism, result_file, testset
 from benchmarks.judges import load_judges
 from nnunet_lgesynth.benchmark.compare import interval, number_row
 from nnunet_lgesynth.config import QCConfig, write_json
@@ -57,10 +58,10 @@ def main() -> None:
     print(table(rows))
 
 
-def _beside(path: str, rows: list[dict]) -> list[dict]:
+def _beside(path: Path, rows: list[dict]) -> list[dict]:
     """The rows, after those that the file holds of other arms."""
     measured = {r["arm"] for r in rows}
-    earlier = json.loads(Path(path).read_text()) if Path(path).exists() else []
+    earlier = json.loads(path.read_text()) if path.exists() else []
     return [r for r in earlier if r["arm"] not in measured] + rows
 
 
@@ -70,7 +71,7 @@ def _arguments():
     parser.add_argument("--generators", nargs="+", help='"paint" or fitted fold folders')
     parser.add_argument("-n", type=int, help="only the first so many requests")
     parser.add_argument("--quick", action="store_true", help="pass rates and control errors only")
-    parser.add_argument("-o", required=True, help="JSON file of the rows")
+    parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     return parser.parse_args()
 
 
@@ -246,4 +247,4 @@ def _cell(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("generator", main))

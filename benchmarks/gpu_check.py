@@ -35,6 +35,7 @@ from time import perf_counter
 
 import torch
 
+from benchmarks import exit_code, result_file
 from nnunet_lgesynth.benchmark.compare import number_row
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.provenance import machine, versions
@@ -45,13 +46,7 @@ BENCHMARK = "gpu_check"
 
 def main(argv: list[str] | None = None) -> int:
     """Measure; 0 if every part came to its end, 1 if one did not, 2 for a user's mistake."""
-    arguments = _arguments(argv)
-    try:
-        _refuse(arguments)
-        return _run(arguments)
-    except UserError as error:
-        print(f"gpu_check: error: {error}", file=sys.stderr)
-        return 2
+    return exit_code("gpu_check", _checked, _arguments(argv))
 
 
 def _arguments(argv: list[str] | None):
@@ -61,8 +56,13 @@ def _arguments(argv: list[str] | None):
     parser.add_argument("--minutes", type=float, default=8.0,
                         help="no compilation begins near their end")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and few patients")
-    parser.add_argument("-o", type=Path, required=True, help="JSON file of the rows")
+    parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     return parser.parse_args(argv)
+
+
+def _checked(arguments) -> int:
+    _refuse(arguments)
+    return _run(arguments)
 
 
 def _refuse(arguments) -> None:
@@ -71,9 +71,6 @@ def _refuse(arguments) -> None:
                         "to measure; run it on one, or add -device cpu --tiny for a trial.")
     if arguments.device == "cpu" and not arguments.tiny:
         raise UserError("On a CPU these sizes would take hours; add --tiny for a trial.")
-    if not arguments.o.resolve().parent.is_dir():
-        raise UserError(f"{arguments.o} cannot be written: its folder does not exist; make it, or "
-                        "name another file with -o.")
 
 
 def _run(arguments) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import testset
+from benchmarks import exit_code, testset
 from nnunet_lgesynth.config import make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 
@@ -143,4 +143,4 @@ def _train(arguments) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("judges", main))

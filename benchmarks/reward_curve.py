@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
 
-from benchmarks import testset
+from benchmarks import exit_code, result_file, testset
 from benchmarks.generator import Bench
 from benchmarks.judges import load_judges
 from nnunet_lgesynth.config import PRESETS, write_json
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="fitted fold folder to take the U-Net from")
     parser.add_argument("--every", type=int, default=50, help="reward steps between points")
     parser.add_argument("-n", type=int, help="only the first so many requests")
-    parser.add_argument("-o", required=True, help="JSON file of the rows")
+    parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     arguments = parser.parse_args()
     fold = testset.open_fold(arguments)
     device, root = usable_device(arguments.device), arguments.judges.resolve()
@@ -87,4 +88,4 @@ def snapshots(folder: Path, device):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("reward_curve", main))

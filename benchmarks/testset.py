@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import exit_code
 from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
 from nnunet_lgesynth.config import QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("testset", main))
