@@ -1,4 +1,4 @@
-"""Laws of all `python -m benchmarks.<part>`: a user's mistake is told before any work, by exit 2."""
+"""Laws of `python -m benchmarks.<part>`: a mistake is told before any work, by exit code 2."""
 
 import pytest
 
