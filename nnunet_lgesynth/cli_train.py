@@ -20,7 +20,8 @@ def add_fit(commands) -> None:
     parser.add_argument("--reward", metavar="DIR", help=(
         "fold folder of the nnU-Net that judges (default: the stock trainer's, same fold)"))
     parser.add_argument("--start", metavar="DIR", help=(
-        "take VAE, U-Net and text encoder from this fitted fold folder instead of fitting them"))
+        "take VAE, U-Net and text encoder from this fitted fold folder instead of fitting them, "
+        "and its ControlNet where that would come out the same"))
     parser.add_argument("--text-encoder", metavar="PATH", help="transformers model: path or hub id")
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")

@@ -80,7 +80,7 @@ class FitConfig:
     sampler_steps: int = 8
     guidance_scale: float = 2.0
     feather_mm: float = 4.0
-    texture_mm: float = 4.0         # sigma; finer structure of a draft is the source's own; 0: none
+    texture_mm: float = 7.0         # sigma; finer structure of a draft is the source's own; 0: none
     text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
     save_every: int = 250
     seed: int = 0
@@ -192,7 +192,7 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
               unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
               sampler_steps=4, guidance_scale=1.0, save_every=100),
     FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=0, unet_steps=2000,
-              controlnet_steps=2000, reward_steps=400, learning_rate=8e-4,
+              controlnet_steps=1500, reward_steps=150, learning_rate=8e-4,
               reward_learning_rate=2e-4, reward_last_steps=2, sampler_steps=4, guidance_scale=1.0),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
               controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, guidance_scale=1.0,

@@ -119,6 +119,31 @@ def test_a_fit_starts_from_anothers_vae_and_unet(fold, fitted, tmp_path):
         fit(fold, tiny_config(4), tmp_path / "other", "cpu", start=fitted[0])
     with pytest.raises(UserError, match="no fitted generator to start from"):
         fit(fold, config, tmp_path / "other", "cpu", start=tmp_path)
+    unseen = json.loads((fitted[0] / "config.json").read_text())
+    shutil.copytree(fitted[0], tmp_path / "leaky")
+    unseen["train"].append(fold.val[0])
+    (tmp_path / "leaky" / "config.json").write_text(json.dumps(unseen))
+    with pytest.raises(UserError, match=f"fitted on {fold.val[0]}, which is no training case"):
+        fit(fold, config, tmp_path / "other", "cpu", start=tmp_path / "leaky")
+
+
+def test_a_reward_starts_from_the_controlnet_that_would_come_out_the_same(fold, fitted, reward,
+                                                                          tmp_path):
+    """`fitted` has a reward stage, so its ControlNet is none to start from."""
+    def stages(start, name, **changes):
+        seen = []
+        fit(fold, tiny_config(**changes), tmp_path / name, "cpu", reward, start=start,
+            progress=lambda stage, *_: seen.append(stage))
+        return list(dict.fromkeys(seen))
+
+    plain = tmp_path / "plain"
+    assert stages(fitted[0], "plain", reward_steps=0) == ["controlnet"]
+    assert stages(plain, "full") == ["reward"]
+    hashes = {json.loads((f / "config.json").read_text())["hash"]
+              for f in (tmp_path / "full", fitted[0])}
+    assert len(hashes) == 1                              # the same weights, the same config
+    assert stages(plain, "texture", texture_mm=0.0) == ["reward"]
+    assert stages(plain, "mask", outline="mask") == ["controlnet", "reward"]
 
 
 def test_without_vae_a_fit_begins_with_the_unet(fold, tmp_path):

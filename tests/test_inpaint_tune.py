@@ -140,13 +140,32 @@ def test_label_loss_counts_new_scar_outside_the_feather_and_nothing_else_there(s
     assert torch.isclose(loss_of(canvas, spilled, before=spilled), base, atol=1e-5)   # not new
 
 
-def test_contrast_loss_is_the_error_of_each_parts_mean_level(setting):
+def test_the_pixels_around_a_scar_are_nobodys(setting):
+    canvas = setting[2][1].canvas
+    wanted = canvas.target >= 3
+    near, far = (torch.nn.functional.max_pool2d(wanted[:, None].float(), n, 1, n // 2)[:, 0] > 0
+                 for n in (3, 5))
+    base = loss_of(canvas, canvas.target)
+    for ring, free in ((near & ~wanted, True), (far & ~near, False)):
+        assert (ring & (canvas.weight[:, 0] > 0)).any()
+        inside = ring & (canvas.weight[:, 0] > 0)
+        wider = torch.where(inside, 3, canvas.target)
+        assert torch.isclose(loss_of(canvas, wider), base, atol=1e-5) == free
+
+
+def test_contrast_loss_is_the_error_of_each_parts_middle_level(setting):
     control = setting[2][1].control
     asked = control[:, 3:]
     assert contrast_loss(asked, control) < 1e-6
     rough = asked + torch.randn_like(asked)
     assert 0 < contrast_loss(rough, control) < 0.5
     assert torch.isclose(contrast_loss(asked + 0.3, control), torch.tensor(0.3))
+    places = [(sample > 0).nonzero() for sample in asked[:, 0]]
+    assert max(map(len, places)) >= 8
+    for sample, where in zip(asked[:, 0], places):
+        if len(where) >= 8:                # a blurred border and a bright spot cost nothing
+            sample[tuple(where[0])], sample[tuple(where[-1])] = 0, 5
+    assert contrast_loss(asked, control) < 1e-6
     healthy = torch.zeros_like(control)
     assert contrast_loss(rough, healthy) == 0
 

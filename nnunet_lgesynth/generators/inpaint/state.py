@@ -1,7 +1,8 @@
 """What an interrupted fit leaves for the one that goes on, and a fitted one for others to take.
 
 The state is all that a fit needs to continue with the very next step; its identity must be the same
-in both. A fit may also take VAE, U-Net and text encoder from a fitted folder of like networks.
+in both. A fit may also take VAE, U-Net and text encoder from a fitted folder of like networks, and
+its ControlNet, if that is the one it would fit itself.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from nnunet_lgesynth.generators.inpaint.networks import Networks
 from nnunet_lgesynth.generators.inpaint.progress import Progress, read_checkpoint
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["SHARED", "identity_of", "read_state", "refuse_existing", "restore_weights", "state_of",
+__all__ = ["identity_of", "read_state", "refuse_existing", "restore_weights", "state_of",
            "take_shared"]
 
-SHARED = ("vae", "unet")      # the stages that a fit can take from another one
+SHARED = ("network", "crop_pixels", "crop_mm", "text_encoder")    # that VAE and U-Net depend on
+LATER = ("preset", "reward_steps", "reward_learning_rate", "reward_weight", "reward_min_snr",
+         "reward_last_steps", "sampler_steps", "guidance_scale", "texture_mm",
+         "save_every")                                # that no ControlNet without reward depends on
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
@@ -68,19 +72,26 @@ def restore_weights(networks: Networks, state: dict) -> None:
     networks.set_latent_scale(*state["latents"])
 
 
-def take_shared(networks: Networks, config: FitConfig, start: Path) -> None:
-    """VAE, U-Net and text encoder of another fit, which must have been built alike."""
-    mine, theirs = json.loads(json.dumps(dataclasses.asdict(config))), _read_fitted(start)["config"]
-    other = [f"{n} {theirs.get(n)}, not {mine[n]}"
-             for n in ("network", "crop_pixels", "crop_mm", "text_encoder")
-             if theirs.get(n) != mine[n]]
+def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) -> list[str]:
+    """Take over VAE, U-Net and text encoder of another fit, which must have been built alike, and
+    its ControlNet, if it was fitted alike and met no reward; returns the stages this saves."""
+    record, mine = _read_fitted(start), json.loads(json.dumps(dataclasses.asdict(config)))
+    theirs = record["config"]
+    unseen = sorted(set(record["train"]) - set(fold.train))
+    if unseen:
+        raise UserError(f"{start} cannot be started from: it was fitted on {unseen[0]}, which is "
+                        f"no training case of fold {fold.fold}; start from a fit of that fold.")
+    other = [f"{n} {theirs.get(n)}, not {mine[n]}" for n in SHARED if theirs.get(n) != mine[n]]
     if other:
         raise UserError(f"{start} cannot be started from: it has {'; '.join(other)}. Start from a "
                         "fit of a preset with the same networks.")
     loaded = Networks.load(start, "cpu")
-    for name in ("vae", "unet", "text"):
+    plain = "reward" not in record["minutes"] and set(record["train"]) == set(fold.train) and \
+        all(theirs.get(n) == mine[n] for n in mine if n not in LATER)
+    for name in ("vae", "unet", "text", *["controlnet"] * plain):
         networks.modules[name].load_state_dict(loaded.modules[name].state_dict())
     networks.set_latent_scale(loaded.vae.config.latents_mean, loaded.vae.config.latents_std)
+    return ["vae", "unet", *["controlnet"] * plain]
 
 
 def _read_fitted(folder: Path) -> dict:

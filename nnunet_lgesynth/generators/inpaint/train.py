@@ -46,7 +46,6 @@ from nnunet_lgesynth.generators.inpaint.progress import (
 )
 from nnunet_lgesynth.generators.inpaint.sample import half_precision
 from nnunet_lgesynth.generators.inpaint.state import (
-    SHARED,
     identity_of,
     read_state,
     refuse_existing,
@@ -91,7 +90,8 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     ----------
     reward : frozen nnU-Net of the same fold; without one the reward stage is skipped.
     resume : go on where an interrupted fit stopped; a finished fit is returned as it is.
-    start : fitted folder whose VAE, U-Net and text encoder are taken instead of fitting them.
+    start : fitted folder whose VAE, U-Net and text encoder are taken instead of fitting them, and
+        its ControlNet where that would come out the same.
     progress : called as (stage, steps done, loss) after every step.
     """
     folder = Path(folder)
@@ -129,8 +129,7 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     if state:
         restore_weights(networks, state)
     elif start is not None:
-        take_shared(networks, config, start)
-        done = list(SHARED)
+        done = take_shared(networks, config, fold, start)
     for stage in _stages(config, reward):
         if stage in done:
             continue
@@ -196,7 +195,7 @@ def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
     read_state(folder, identity_of(fold, config, reward, start))
     build_text(config)
     if start is not None:
-        take_shared(build(config), config, start)
+        take_shared(build(config), config, fold, start)
 
 
 def accelerator_on(device: torch.device) -> Accelerator:

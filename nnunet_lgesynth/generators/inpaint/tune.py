@@ -12,20 +12,22 @@ Both are decoded with gradient, brought to nnU-Net's intensities and pasted thro
 in use. The segmenter's log-probabilities (float32) are scored sample by sample, as the quality
 control judges them:
     cross-entropy   inside the feather against the labels as asked, every class alike, scar and
-                    no-reflow as one
+                    no-reflow as one. The pixels around the scar are left out, here and below: a
+                    real scar fades into them
     1 - soft Dice   inside the feather, of scar and no-reflow together, and of no-reflow alone where
                     it was asked for. Its gradient fades where the segmenter never finds no-reflow
                     (few do); a cross-entropy of its own would push hardest just there
     leak            log(1 + n / `LEAK_PIXELS`) of the n expected new pixels of scar outside the
                     feather; what the segmenter finds in the untouched slice is not the draft's
                     fault
-    contrast        `CONTRAST_WEIGHT` times the mean level of scar and of no-reflow in the draft
+    contrast        `CONTRAST_WEIGHT` times the middle level of scar and of no-reflow in the draft
                     against what was asked, absolute: a brighter scar is always found more easily
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nnunet_lgesynth.config import FitConfig
@@ -40,6 +42,7 @@ __all__ = ["RewardObjective", "contrast_loss", "label_loss", "pasted"]
 
 LEAK_PIXELS = 5.0             # as many as the quality control tolerates
 CONTRAST_WEIGHT = 2.0
+BORDER = 1                    # pixels around the asked scar that are nobody's
 
 
 class RewardObjective(nn.Module):
@@ -65,7 +68,7 @@ class RewardObjective(nn.Module):
             clean = self.networks.encode(batch.image).float()
             text = self.networks.text.encode(batch.captions)
         signal, sigma = self.networks.signal(batch.timesteps)
-        noisy = signal * clean + sigma * batch.noise
+        noisy = signal * clean + sigma * batch.noise[:, 0]
         v = self.networks.velocity(noisy, batch.timesteps, text, batch.control).float()
         return signal * noisy - sigma * v
 
@@ -107,15 +110,24 @@ def label_loss(scores: torch.Tensor, before: torch.Tensor, canvas: Canvas,
 
 
 def contrast_loss(drafts: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
-    """Mean over the samples of |mean draft - asked contrast|, scar and no-reflow alike.
+    """Mean over the samples of |draft - asked contrast|, scar and no-reflow alike.
+
+    The draft's level is its interquartile mean there, which unlike the median has a gradient in
+    many pixels, and unlike the mean does not ask the blurred border for more than real scars have.
 
     drafts (B, 1, P, P) normalised; control (B, 4, P, P), whose last map holds the contrasts.
     """
     losses = []
     for draft, asked in zip(drafts[:, 0], control[:, 3]):
-        levels = [draft[asked == c].mean() - c for c in asked.unique() if c != 0]
+        levels = [_middle(draft[asked == c]) - c for c in asked.unique() if c != 0]
         losses.append(torch.stack(levels).abs().mean() if levels else draft.new_zeros(()))
     return torch.stack(losses).mean()
+
+
+def _middle(values: torch.Tensor) -> torch.Tensor:
+    """Interquartile mean of values (n,)."""
+    cut = len(values) // 4
+    return values.sort().values[cut:len(values) - cut].mean()
 
 
 def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tensor,
@@ -125,17 +137,24 @@ def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tenso
     scar, scar_before = (torch.stack([part[labels.index(v)] for v in kinds]).logsumexp(0)
                          for part in (scores, before))
     wanted = torch.isin(target, torch.tensor(scars, device=target.device))
+    outside, here = ~here, here & ~_border(wanted)
     parts = [(found[value], target == value) for value in found if value not in scars]
     terms = [-log_p[here & mask].mean() for log_p, mask in [*parts, (scar, wanted)]
              if (here & mask).any()]
     loss = torch.stack(terms).mean()
-    leak = (scar.exp() - scar_before.exp())[~here].clamp(min=0).sum()
+    leak = (scar.exp() - scar_before.exp())[outside].clamp(min=0).sum()
     loss = loss + torch.log1p(leak / LEAK_PIXELS)
     masks = [(scar, wanted)]
     if len(kinds) > 1:
         masks.append((found[kinds[-1]], target == kinds[-1]))
     return loss + sum(_lost_dice(log_p[here].exp(), mask[here].float())
                       for log_p, mask in masks if (mask & here).any())
+
+
+def _border(wanted: torch.Tensor) -> torch.Tensor:
+    """The pixels (H, W) that touch the scar from outside."""
+    touched = F.max_pool2d(wanted[None].float(), 2 * BORDER + 1, 1, BORDER)[0] > 0
+    return touched & ~wanted
 
 
 def _lost_dice(scar: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
