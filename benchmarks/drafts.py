@@ -128,7 +128,8 @@ def draft(generator, asked: Sequence[Asked]) -> tuple[list[Draft], float]:
 
 def judge_drafts(drafts: Sequence[Draft], judge, roles: Roles,
                  qc: QCConfig) -> tuple[list[dict], float]:
-    """One row a draft: verdict, and the control errors by the judge's mask; and the seconds."""
+    """One row a draft: verdict, the judge's scar inside the feather as `mask` (Y, X), and the
+    control errors by it; and the seconds."""
     begin, maps = perf_counter(), [None] * len(drafts)
     hearts = {id(d.heart): d.heart for d in drafts}
     for key, heart in hearts.items():
@@ -162,7 +163,7 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
     row = {"case": d.heart.case.identifier, "z": d.z, "burden": d.burden,
            "accepted": verdict.accepted,
            "found": verdict.checks["dice_request"].passed if not d.healthy else None,
-           "asked_contrast": d.condition.contrast,
+           "asked_contrast": d.condition.contrast, "mask": found,
            "contrast": contrast(d.sample, d.request)}
     return row if d.healthy else {**row, **_control(d, found)}
 

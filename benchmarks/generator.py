@@ -125,15 +125,18 @@ class Bench:
         asked = d.requests_of(self.requests, self.patients, generator)
         generator.drafts([asked[0].condition], [0])          # warm up
         scars, seconds = d.draft(generator, asked)
-        rows, passed = [], {}
+        rows, passed, by_judge = [], 0, {}
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
+            by_judge[judge] = found
             rows += self._passed(arm, preset, judge, found)
             if judge == "own":
                 rows += self._control(arm, preset, found) + self._realised(arm, preset, found)
                 seconds += spent
                 passed = sum(r["accepted"] for r in found)
         here, n = self._about(arm, preset), len(scars)
+        if {"own", "independent"} <= set(by_judge):
+            rows += self._labels(here, scars, by_judge["own"], by_judge["independent"])
         rows += [number_row(here, "seconds_per_draft", seconds / n, n=n, unit="s, judge included"),
                  number_row(here, "seconds_per_accepted", seconds / max(passed, 1), n=n,
                             unit="s, judge included"),
@@ -156,6 +159,17 @@ class Bench:
         here = self._about(arm, preset)
         return [_row(here, metric, np.array([r[metric] for r in found]), np.median, "median")
                 for metric in CONTROL]
+
+    def _labels(self, here: dict, scars: list, own: list[dict], other: list[dict]) -> list[dict]:
+        """Which label of an accepted draft an independent judge agrees with more: the intended
+        one, or the one that the own judge predicts (`QCConfig.label`)."""
+        kept = [k for k, r in enumerate(own) if r["accepted"]]
+        if not kept:
+            return []
+        labels = {"intended": [s.request > 0 for s in scars], "predicted": [r["mask"] for r in own]}
+        return [_row(here, f"label_dice_{name}", np.array(
+            [d.dice(masks[k], other[k]["mask"]) for k in kept]), np.mean, "mean")
+            for name, masks in labels.items()]
 
     def _realised(self, arm, preset, found: list[dict]) -> list[dict]:
         """Kolmogorov-Smirnov distance of what drafts realise to all real scars of the fold."""

@@ -145,3 +145,20 @@ def test_committed_test_sets_are_whole():
     for path in files:
         asked = testset.read(path)
         assert len(asked) == testset.REQUESTS == len({a.seed for a in asked})
+
+
+def test_labels_are_held_against_the_independent_judge(fold, patients, requests):
+    bench = Bench(fold, patients, requests, {}, ABOUT, False)
+    scars = [drafts.Draft(patients[r.case], r.z, r.mask(patients[r.case])[r.z], None, None, None,
+                          False) for r in requests]
+    masks = [s.request > 0 for s in scars]
+    own = [{"accepted": k < 5, "mask": np.roll(m, 2, 0)} for k, m in enumerate(masks)]
+
+    def dices(other):
+        rows = bench._labels(bench._about("x", None), scars, own, [{"mask": m} for m in other])
+        assert all(r["n"] == 5 for r in rows)
+        return {r["metric"].removeprefix("label_dice_"): r["value"] for r in rows}
+
+    assert dices(masks)["intended"] == 1 > dices(masks)["predicted"] > 0
+    assert dices([r["mask"] for r in own])["predicted"] == 1
+    assert bench._labels({}, scars, [{**r, "accepted": False} for r in own], own) == []
