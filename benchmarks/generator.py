@@ -35,6 +35,13 @@ from nnunet_lgesynth.pool.generator import find_inpainter, judge_of, preset_of, 
 
 RESAMPLES = 2000
 TERTILES = ("small", "middle", "large")
+COLUMNS = {"Dice > 0.6, own judge": "dice_pass_own",
+           "Dice > 0.6, independent": "dice_pass_independent",
+           "whole QC, own judge": "qc_pass_own", "whole QC, independent": "qc_pass_independent",
+           "feature distance": "feature_distance", "burden error": "burden_error",
+           "transmurality error": "transmurality_error", "SSIM in place": "ssim_crop",
+           "RMSE in place": "rmse_crop", "shortcut AUC": "shortcut_auc", "seam AUC": "seam_auc",
+           "s per accepted": "seconds_per_accepted"}
 IN_PLACE_SEEDS = 4
 LEAST_CROPS = 8               # halves of fewer have no distance
 CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
@@ -252,6 +259,16 @@ def table(rows: list[dict]) -> str:
                     and r["split"].endswith(part) and (part or "burdens" not in r["split"])]
             cells.append(f"{_cell(mine[0]) if mine else '-':>26}")
         lines.append(f"{metric + (' (' + part + ')' if part else ''):38}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def markdown(rows: list[dict]) -> str:
+    """The rows that are not of a part of the requests: one line an arm."""
+    lines = [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+        mine = {r["metric"]: r for r in rows if r["arm"] == arm and "burdens" not in r["split"]}
+        cells = [_cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nnunet_lgesynth.cli_flags import budget_flags, device_flag, fold_flags, fold_name
-from nnunet_lgesynth.config import PRESETS, UserError
+from nnunet_lgesynth.config import PRESETS, UserError, seeded
 
 __all__ = ["add_benchmark", "add_fit", "add_train", "benchmark", "fit", "train"]
 
@@ -23,6 +23,8 @@ def add_fit(commands) -> None:
         "take VAE, U-Net and text encoder from this fitted fold folder instead of fitting them, "
         "and its ControlNet where that would come out the same"))
     parser.add_argument("--text-encoder", metavar="PATH", help="transformers model: path or hub id")
+    parser.add_argument("--seed", type=int, default=0, help=(
+        "another seed makes a generator of its own, <preset>-seed<N> (default 0)"))
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")
     device_flag(parser)
@@ -32,7 +34,7 @@ def add_fit(commands) -> None:
 def fit(arguments) -> int:
     from nnunet_lgesynth.pool.generator import fit_generator
 
-    config = PRESETS[arguments.preset]
+    config = seeded(PRESETS[arguments.preset], arguments.seed)
     if arguments.text_encoder:
         config = dataclasses.replace(config, text_encoder=arguments.text_encoder)
     folder = fit_generator(arguments.d, arguments.c, arguments.f, arguments.p, config,

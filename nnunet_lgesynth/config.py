@@ -17,7 +17,7 @@ from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
            "UserError", "config_hash", "from_dict", "generator_folder", "make_folder",
-           "write_json", "write_text"]
+           "preset_flags", "seeded", "write_json", "write_text"]
 
 
 class UserError(ValueError):
@@ -214,6 +214,21 @@ _ABLATIONS = {
 PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
     PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)
     for name, changes in _ABLATIONS.items()}
+
+
+def seeded(config: FitConfig, seed: int) -> FitConfig:
+    """The preset with another seed, under a name of its own: `roi-cpu-seed1`; 0 is the preset's."""
+    if not 0 <= seed < 2 ** 31:
+        raise UserError(f"The seed must lie in 0..{2 ** 31 - 1}, not {seed}.")
+    if seed == config.seed:
+        return config
+    return dataclasses.replace(config, seed=seed, preset=f"{config.preset}-seed{seed}")
+
+
+def preset_flags(preset: str) -> str:
+    """The flags of `lgesynth fit` that give a config of this name."""
+    name, _, seed = preset.partition("-seed")
+    return f"--preset {name}" + (f" --seed {seed}" if seed else "")
 
 
 def from_dict(cls, values: dict):

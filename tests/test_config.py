@@ -15,6 +15,8 @@ from nnunet_lgesynth.config import (
     config_hash,
     from_dict,
     generator_folder,
+    preset_flags,
+    seeded,
     write_json,
 )
 
@@ -31,6 +33,16 @@ def test_hash_tells_configs_apart():
     hashes = {config_hash(c) for c in PRESETS.values()}
     hashes.add(config_hash(dataclasses.replace(PRESETS["demo"], seed=1)))
     assert len(hashes) == len(PRESETS) + 1
+
+
+def test_a_seed_makes_a_generator_of_its_own():
+    config = seeded(PRESETS["roi-cpu"], 3)
+    assert (config.seed, config.preset) == (3, "roi-cpu-seed3")
+    assert preset_flags(config.preset) == "--preset roi-cpu --seed 3"
+    assert seeded(PRESETS["roi-cpu"], 0) == PRESETS["roi-cpu"]
+    assert all(preset_flags(name) == f"--preset {name}" for name in PRESETS)
+    with pytest.raises(UserError, match="seed must lie in"):
+        seeded(PRESETS["roi-cpu"], -1)
 
 
 @pytest.mark.parametrize("change", [

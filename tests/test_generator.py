@@ -1,5 +1,6 @@
 """Laws of finding a generator: the right one is loaded with its judge, a wrong one is refused."""
 
+import dataclasses
 import json
 import os
 from dataclasses import replace
@@ -122,6 +123,20 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
     assert generator.hash == told["hash"] and judge.hash == told["reward"]["hash"]
     assert judge.source == judge_folder / "checkpoint_final.pth"
     assert (generator.pixels, generator.mm) == (32, 1.4) and np.isfinite(generator.feather_mm)
+
+
+def test_a_leaky_start_is_refused_before_anything_is_written(fold, tmp_path):
+    results, start = tmp_path / "nnUNet_results", tmp_path / "start"
+    write_tiny_model(results, seed=1)
+    start.mkdir()
+    record = {"train": [*fold.train, fold.val[0]], "hash": "0", "minutes": {},
+              "config": dataclasses.asdict(tiny_config())}
+    (start / "config.json").write_text(json.dumps(record))
+    for dry in (True, False):
+        with pytest.raises(UserError, match=f"fitted on {fold.val[0]}, which is no training case"):
+            fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu", start=start,
+                          dry_run=dry)
+    assert not list(results.glob("*/LGESynth*"))
 
 
 @pytest.mark.parametrize("call, message", [

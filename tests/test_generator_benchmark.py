@@ -10,7 +10,7 @@ from tiny_fold import write_tiny_fold
 from tiny_nnunet import write_tiny_model
 
 from benchmarks import drafts, realism, testset
-from benchmarks.generator import Bench, table
+from benchmarks.generator import COLUMNS, Bench, markdown, table
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -132,6 +132,9 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
              and "burdens" in r["split"]]
     assert sum(r["n"] for r in parts) == 12
     assert "seam_auc" in table(rows)
+    heading, _, real, paint = markdown(rows).splitlines()
+    assert heading.count("|") == real.count("|") == paint.count("|") == len(COLUMNS) + 2
+    assert f"| {mine['qc_pass_own']['value']:.3f} (" in paint and " - " in real
 
 
 def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):

@@ -14,7 +14,13 @@ from pathlib import Path
 
 import torch
 
-from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, generator_folder
+from nnunet_lgesynth.config import (
+    FitConfig,
+    InjectionConfig,
+    UserError,
+    generator_folder,
+    preset_flags,
+)
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
@@ -55,7 +61,7 @@ def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
     if told is not None and judge.hash != told["hash"]:
         raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
                         f"tuned by (weights {told['hash']}): it was trained anew; delete {folder} "
-                        f"and run: {_fit_command(fold)} --preset {preset_of(folder)}")
+                        f"and run: {_fit_command(fold)} {preset_flags(preset_of(folder))}")
     return judge
 
 
@@ -80,11 +86,8 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     from nnunet_lgesynth.generators.inpaint.train import check, fit  # diffusers: here
 
     start = None if start is None else Path(start)
-    if start is not None:
-        refuse_leak(_read_config(start)["train"], opened, start)
-    if dry_run:
-        check(opened, config, folder, judge, resume, start)
-    else:
+    check(opened, config, folder, judge, resume, start)
+    if not dry_run:
         fit(opened, config, folder, target, judge, resume, start)
     return folder
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
 
 from nnunet_lgesynth.anatomy.priors import Prior
-from nnunet_lgesynth.config import FitConfig, UserError, from_dict
+from nnunet_lgesynth.config import FitConfig, UserError, from_dict, preset_flags
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
@@ -197,4 +197,4 @@ def _fit_command(folder: Path) -> str:
     dataset = folder.parent.parent.name.removeprefix("Dataset").split("_")[0]
     dataset = str(int(dataset)) if dataset.isdigit() else dataset
     return (f"lgesynth fit -d {dataset} -c {configuration} -f {folder.name[5:]}{plans_flag} "
-            f"--preset {preset}")
+            f"{preset_flags(preset)}")
