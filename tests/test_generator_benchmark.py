@@ -134,7 +134,7 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
     assert "seam_auc" in table(rows)
     heading, _, real, paint = markdown(rows).splitlines()
     assert heading.count("|") == real.count("|") == paint.count("|") == len(COLUMNS) + 2
-    assert f"| {mine['qc_pass_own']['value']:.3f} (" in paint and " - " in real
+    assert f"| {mine['feature_distance']['value']:.3f} (" in paint and " - " in real
 
 
 def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):
