@@ -257,7 +257,7 @@ def table(rows: list[dict]) -> str:
         for arm in arms:
             mine = [r for r in rows if r["arm"] == arm and r["metric"] == metric
                     and r["split"].endswith(part) and (part or "burdens" not in r["split"])]
-            cells.append(f"{_cell(mine[0]) if mine else '-':>26}")
+            cells.append(f"{cell(mine[0]) if mine else '-':>26}")
         lines.append(f"{metric + (' (' + part + ')' if part else ''):38}" + "".join(cells))
     return "\n".join(lines)
 
@@ -267,12 +267,13 @@ def markdown(rows: list[dict]) -> str:
     lines = [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for arm in dict.fromkeys(r["arm"] for r in rows):
         mine = {r["metric"]: r for r in rows if r["arm"] == arm and "burdens" not in r["split"]}
-        cells = [_cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
+        cells = [cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(row: dict) -> str:
+def cell(row: dict) -> str:
+    """A row's value and interval."""
     bounds = "" if row["low"] is None else f" ({row['low']:.3f}, {row['high']:.3f})"
     return f"{row['value']:.3f}{bounds}"
 

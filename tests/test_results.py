@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.generator import cell, markdown
 from nnunet_lgesynth.anatomy.priors import PRIORS
 from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
 from nnunet_lgesynth.benchmark.report import markdown_table
@@ -104,6 +105,40 @@ def test_the_docs_show_the_committed_measures_of_control():
                 f"{told['mask_transmurality_error_median']:.3f} of the wall's thickness")
     readme = (RESULTS.parents[1] / "README.md").read_text()
     assert sentence in " ".join(readme.split())
+
+
+def curve_table(rows: list[dict]) -> str:
+    columns = {"Dice > 0.6, own judge": "dice_pass_own",
+               "Dice > 0.6, independent": "dice_pass_independent",
+               "whole QC, own judge": "qc_pass_own", "whole QC, independent": "qc_pass_independent"}
+    lines = [f"| reward steps | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    whole = [r for r in rows if "burdens" not in r["split"]]
+    for split in dict.fromkeys(r["split"] for r in whole):
+        name = split.partition("reward step ")[2] or "real scar slices"
+        mine = {r["metric"]: r for r in whole if r["split"] == split}
+        lines.append(f"| {name} | {' | '.join(cell(mine[m]) for m in columns.values())} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_show_the_committed_measures_of_the_samples():
+    text = (RESULTS.parents[1] / "docs" / "samples.md").read_text()
+    rows = json.loads((RESULTS / "generator_fold4.json").read_text())
+    assert markdown(rows) in text
+    text = " ".join(text.split())
+    found = {(r["arm"], r["metric"]): r for r in rows if "burdens" not in r["split"]}
+    for arm in ("roi-cpu-plain", "roi-cpu"):
+        gain = found[arm, "feature_distance_diff_vs_paint"]
+        assert f"({gain['value']:+.1f}, " in text
+        assert f"{gain['low']:.1f} to {gain['high']:+.1f})" in text
+    mine, real = (found[arm, "burden_error"]["value"] for arm in ("roi-cpu", "real"))
+    assert f"off by {mine:.0%} for drafts and by {real:.0%} for real scars" in \
+        text.replace(" %", "%")
+    intended, predicted = (found["roi-cpu", f"label_dice_{n}"]["value"]
+                           for n in ("intended", "predicted"))
+    assert f"(Dice {intended:.2f}) about as much as with the predicted one ({predicted:.2f})" \
+        in text
+    curve = json.loads((RESULTS / "reward_curve_fold4.json").read_text())
+    assert " ".join(curve_table(curve).split()) in text
 
 
 def test_no_result_tells_of_the_machines_folders():
