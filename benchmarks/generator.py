@@ -66,10 +66,12 @@ def main() -> None:
 
 
 def _beside(path: Path, rows: list[dict]) -> list[dict]:
-    """The rows, after those that the file holds of other arms."""
-    measured = {r["arm"] for r in rows}
+    """The rows with those that the file holds of other arms, each arm at its place."""
     earlier = json.loads(path.read_text()) if path.exists() else []
-    return [r for r in earlier if r["arm"] not in measured] + rows
+    places = list(dict.fromkeys(r["arm"] for r in earlier + rows))
+    measured = {r["arm"] for r in rows}
+    kept = [r for r in earlier if r["arm"] not in measured]
+    return sorted(kept + rows, key=lambda r: places.index(r["arm"]))
 
 
 def _arguments():

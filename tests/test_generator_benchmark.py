@@ -10,7 +10,7 @@ from tiny_fold import write_tiny_fold
 from tiny_nnunet import write_tiny_model
 
 from benchmarks import drafts, realism, testset
-from benchmarks.generator import COLUMNS, Bench, markdown, table
+from benchmarks.generator import COLUMNS, Bench, _beside, markdown, table
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -135,6 +135,16 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
     heading, _, real, paint = markdown(rows).splitlines()
     assert heading.count("|") == real.count("|") == paint.count("|") == len(COLUMNS) + 2
     assert f"| {mine['feature_distance']['value']:.3f} (" in paint and " - " in real
+
+
+def test_arms_measured_again_keep_their_place_among_the_others(tmp_path):
+    def rows(**arms):
+        return [{"arm": arm, "value": v} for arm, v in arms.items()]
+
+    path = tmp_path / "rows.json"
+    assert _beside(path, rows(real=1, paint=2)) == rows(real=1, paint=2)
+    path.write_text(json.dumps(rows(real=1, paint=2, plain=3)))
+    assert _beside(path, rows(real=4, full=5)) == rows(real=4, paint=2, plain=3, full=5)
 
 
 def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):
