@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/lgesynth demo -o lgesynth_demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check .
