@@ -264,11 +264,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def whole(rows: list[dict]) -> list[dict]:
+    """The rows that are not of a part of the requests."""
+    return [r for r in rows if "burdens" not in r["split"]]
+
+
 def markdown(rows: list[dict]) -> str:
-    """The rows that are not of a part of the requests: one line an arm."""
+    """The whole rows: one line an arm."""
     lines = [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for arm in dict.fromkeys(r["arm"] for r in rows):
-        mine = {r["metric"]: r for r in rows if r["arm"] == arm and "burdens" not in r["split"]}
+        mine = {r["metric"]: r for r in whole(rows) if r["arm"] == arm}
         cells = [cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -4,9 +4,9 @@
         --start FITTED -o reward_curve_fold4.json
 
 A reward that is hacked shows as the own judge's rate rising while the independent one's does not.
-The fit goes on from `--start` (VAE, U-Net) in a folder of its own beside the judges, its reward
-stage runs twice as long as the preset's, and every `--every` steps the averaged weights are
-measured. An interrupted run goes on.
+The fit goes on from `--start`, as that of `lgesynth fit` does, in a folder of its own beside the
+judges; its reward stage runs twice as long as the preset's, and every `--every` steps the averaged
+weights are measured. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from benchmarks import exit_code, result_file, testset
-from benchmarks.generator import Bench
+from benchmarks.generator import Bench, whole
 from benchmarks.judges import load_judges
 from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
@@ -33,7 +33,7 @@ def main() -> None:
     parser = testset.fold_parser(__doc__)
     parser.add_argument("--preset", default="roi-cpu", choices=sorted(PRESETS))
     parser.add_argument("--judges", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="fitted fold folder to take the U-Net from")
+    parser.add_argument("--start", type=Path, help="as of lgesynth fit")
     parser.add_argument("--every", type=int, default=50, help="reward steps between points")
     parser.add_argument("-n", type=int, help="only the first so many requests")
     parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
@@ -54,8 +54,8 @@ def main() -> None:
         rows += [{**row, "split": f"{row['split']}, reward step {step}"}
                  for row in bench.measure(generator, config.preset, config.preset)]
         write_json(arguments.o, rows)
-        print(step, {r["metric"]: r["value"] for r in rows if f"step {step}" in r["split"]
-                     and "burdens" not in r["split"] and r["metric"].startswith("qc_pass")})
+        print(step, {r["metric"]: r["value"] for r in whole(rows) if f"step {step}" in r["split"]
+                     and r["metric"].startswith("qc_pass")})
 
 
 def _fit(fold: Fold, config, folder: Path, device, reward, start: Path | None) -> None:

@@ -199,8 +199,8 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
               save_every=1000),
 )}
 
-# What the parts of roi-cpu bring: each lacks or changes one of them. Share VAE and U-Net of a
-# fitted roi-cpu by `lgesynth fit --preset roi-cpu-... --start FOLDER`; see benchmarks/results
+# What the parts of roi-cpu bring: each lacks or changes one of them. Fit roi-cpu-plain first and
+# share its networks by `lgesynth fit --preset roi-cpu-... --start FOLDER`; see docs/samples.md
 _ABLATIONS = {
     "plain": {"reward_steps": 0},                       # a ControlNet without reward
     "no-caption": {"captions": "none"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.generator import cell, markdown
+from benchmarks.generator import cell, markdown, whole
 from nnunet_lgesynth.anatomy.priors import PRIORS
 from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
 from nnunet_lgesynth.benchmark.report import markdown_table
@@ -112,10 +112,9 @@ def curve_table(rows: list[dict]) -> str:
                "Dice > 0.6, independent": "dice_pass_independent",
                "whole QC, own judge": "qc_pass_own", "whole QC, independent": "qc_pass_independent"}
     lines = [f"| reward steps | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    whole = [r for r in rows if "burdens" not in r["split"]]
-    for split in dict.fromkeys(r["split"] for r in whole):
+    for split in dict.fromkeys(r["split"] for r in whole(rows)):
         name = split.partition("reward step ")[2] or "real scar slices"
-        mine = {r["metric"]: r for r in whole if r["split"] == split}
+        mine = {r["metric"]: r for r in rows if r["split"] == split}
         lines.append(f"| {name} | {' | '.join(cell(mine[m]) for m in columns.values())} |")
     return "\n".join(lines)
 
@@ -125,7 +124,7 @@ def test_the_docs_show_the_committed_measures_of_the_samples():
     rows = json.loads((RESULTS / "generator_fold4.json").read_text())
     assert markdown(rows) in text
     text = " ".join(text.split())
-    found = {(r["arm"], r["metric"]): r for r in rows if "burdens" not in r["split"]}
+    found = {(r["arm"], r["metric"]): r for r in whole(rows)}
     for arm in ("roi-cpu-plain", "roi-cpu"):
         gain = found[arm, "feature_distance_diff_vs_paint"]
         assert f"({gain['value']:+.1f}, " in text
