@@ -5,8 +5,8 @@
 
 A reward that is hacked shows as the own judge's rate rising while the independent one's does not.
 The fit goes on from `--start`, as that of `lgesynth fit` does, in a folder of its own beside the
-judges; its reward stage runs twice as long as the preset's, and every `--every` steps the averaged
-weights are measured. An interrupted run goes on.
+judges; its reward stage runs twice as long as the preset's, and every `--every` steps the weights
+that it would leave are measured. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.judges import load_judges
 from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
-from nnunet_lgesynth.generators.inpaint.train import fit
+from nnunet_lgesynth.generators.inpaint.train import fit, leave
 from nnunet_lgesynth.pool.generator import usable_device
 
 
@@ -81,7 +81,7 @@ def snapshots(folder: Path, device):
         average = EMAModel(controlnet.parameters())
         average.load_state_dict(state["average"])
         average.to(device)
-        average.copy_to(controlnet.parameters())
+        leave(controlnet, average, state["start"], generator.config.reward_blend)
         yield int(path.stem), generator
     generator.networks.controlnet.load_state_dict(final)
     yield generator.config.reward_steps, generator

@@ -71,6 +71,7 @@ class FitConfig:
     reward_weight: float = 1.0
     reward_min_snr: float = 4.0     # reward on real slices only above this signal to noise power
     reward_last_steps: int = 1      # sampler steps that carry the reward's gradient
+    reward_blend: float = 1.0       # kept of the reward's change of weights: more is found, less real
     prior: str = "fitted"           # of the masks drawn into scar-free slices
     captions: str = "full"          # or "constant", "none"
     outline: str = "edges"          # or "mask": how the control map shows the request
@@ -89,6 +90,9 @@ class FitConfig:
         if not 1 <= self.reward_last_steps <= self.sampler_steps <= 10:
             raise UserError("1 <= reward_last_steps <= sampler_steps <= 10 is required, not "
                             f"{self.reward_last_steps} and {self.sampler_steps}.")
+        if not 0 < self.reward_blend <= 1:
+            raise UserError(f"reward_blend must lie in (0, 1], not {self.reward_blend}; for a "
+                            "ControlNet without reward set reward_steps to 0.")
         if min(self.batch_size, self.save_every) < 1 or min(self.crop_mm, self.feather_mm) <= 0:
             raise UserError("batch_size, save_every, crop_mm and feather_mm must be positive.")
         if not self.texture_mm >= 0:

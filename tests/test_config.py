@@ -47,6 +47,7 @@ def test_a_seed_makes_a_generator_of_its_own():
 
 @pytest.mark.parametrize("change", [
     {"sampler_steps": 0}, {"sampler_steps": 11}, {"crop_pixels": 50}, {"healthy_share": 1.0},
+    {"reward_blend": 0.0}, {"reward_blend": 1.1},
     {"caption_dropout": 1.5}, {"reward_last_steps": 9, "sampler_steps": 8}, {"batch_size": 0},
     {"feather_mm": 0.0}])
 def test_contradictory_fit_is_refused(change):

@@ -146,6 +146,29 @@ def test_a_reward_starts_from_the_controlnet_that_would_come_out_the_same(fold, 
     assert stages(plain, "mask", outline="mask") == ["controlnet", "reward"]
 
 
+def test_the_blend_is_the_way_from_the_plain_controlnet_to_the_tuned_one(fold, fitted, reward,
+                                                                         tmp_path):
+    """Also of a fit that was killed within the reward."""
+    def fit_to(name, start, kill=None, resume=False, **changes):
+        def progress(stage, step, loss):
+            if (stage, step) == kill:
+                raise Killed
+        fit(fold, tiny_config(reward_steps=3, **changes), tmp_path / name, "cpu", reward, resume,
+            tmp_path / start, progress)
+
+    fit(fold, tiny_config(reward_steps=0), tmp_path / "plain", "cpu", start=fitted[0])
+    fit_to("tuned", "plain")
+    with pytest.raises(Killed):
+        fit_to("blended", "plain", kill=("reward", 3), reward_blend=0.25)
+    assert read_checkpoint(tmp_path / "blended")["step"] == 2
+    fit_to("blended", "plain", resume=True, reward_blend=0.25)
+    plain, tuned, blended = (Inpainter.load(tmp_path / n, "cpu").networks.controlnet.state_dict()
+                             for n in ("plain", "tuned", "blended"))
+    assert any((plain[k] - tuned[k]).abs().max() > 1e-6 for k in plain)
+    for name, weight in blended.items():
+        torch.testing.assert_close(weight, 0.75 * plain[name] + 0.25 * tuned[name])
+
+
 def test_without_vae_a_fit_begins_with_the_unet(fold, tmp_path):
     config, seen = haar_config(), []
     fit(fold, config, tmp_path / "fold_0", "cpu",

@@ -22,7 +22,7 @@ __all__ = ["identity_of", "read_state", "refuse_existing", "restore_weights", "s
 
 SHARED = ("network", "crop_pixels", "crop_mm", "text_encoder")    # that VAE and U-Net depend on
 LATER = ("preset", "reward_steps", "reward_learning_rate", "reward_weight", "reward_min_snr",
-         "reward_last_steps", "sampler_steps", "guidance_scale", "texture_mm",
+         "reward_last_steps", "reward_blend", "sampler_steps", "guidance_scale", "texture_mm",
          "save_every")                                # that no ControlNet without reward depends on
 
 
@@ -44,14 +44,15 @@ def identity_of(fold: Fold, config: FitConfig, reward: Segmenter | None,
 
 
 def state_of(identity: dict, networks: Networks, record: Progress, done: list[str],
-             stage: str | None = None, step: int = 0, optimizer=None, average=None) -> dict:
+             stage: str | None = None, step: int = 0, optimizer=None, average=None,
+             start: list | None = None) -> dict:
     """What `write_checkpoint` stores; without a stage, between two of them."""
     return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
             "weights": {name: m.state_dict() for name, m in networks.modules.items()},
             "latents": (networks.vae.config.latents_mean, networks.vae.config.latents_std),
             "rows": record.rows, "minutes": record.minutes,
             "optimizer": optimizer and optimizer.state_dict(),
-            "average": average and average.state_dict()}
+            "average": average and average.state_dict(), "start": start}
 
 
 def read_state(folder: Path, identity: dict) -> dict:

@@ -7,7 +7,9 @@
     reward       ControlNet fine-tuning by a frozen nnU-Net, see `tune`; skipped without one
 
 A stage is an objective: a module whose parameters are trained and whose forward gives the loss of
-one draw. The average of the weights over the steps is what a stage leaves to the next. Every
+one draw. The average of the weights over the steps is what a stage leaves to the next; the reward
+leaves weights between those it found and those, `reward_blend` of the way (WiSE-FT, arXiv
+2109.01903): drafts keep their realism longer than they lose what the reward gave. Every
 `save_every` steps the state is saved in one rename, and since batch k depends on the seed and k
 alone, a resumed fit goes on as if it had never stopped. config.json comes last: a folder that has
 it is fitted.
@@ -58,7 +60,7 @@ from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
-__all__ = ["accelerator_on", "check", "fit", "objective_of"]
+__all__ = ["accelerator_on", "check", "fit", "leave", "objective_of"]
 
 WARM_UP = 0.05                # share of a stage's steps with a rising rate; then a cosine to 10 %
 FLOOR = 0.1
@@ -144,6 +146,8 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
         rate = config.reward_learning_rate if stage == "reward" else config.learning_rate
         optimizer = torch.optim.AdamW(objective.parameters(), lr=rate, weight_decay=0.01)
         average = EMAModel(objective.parameters(), decay=config.ema_decay)
+        blend = config.reward_blend if stage == "reward" else 1.0
+        start = begun.get("start", [p.clone() for p in average.shadow_params] if blend < 1 else [])
         model, optimizer = accelerator.prepare(objective, optimizer)
         if begun:
             optimizer.load_state_dict(begun["optimizer"])
@@ -171,11 +175,11 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
                 record.row(stage, step)
             if accelerator.is_main_process and step % config.save_every == 0 and not last:
                 write_checkpoint(folder, state_of(identity, networks, record, done, stage, step,
-                                                optimizer, average))
+                                                optimizer, average, start))
                 _picture(folder, networks, config, slices, record, stage, average, objective)
             if progress is not None:
                 progress(stage, step, value)
-        average.copy_to(objective.parameters())
+        leave(objective, average, start, blend)
         networks.train_only()
         done = [*done, stage]
         if accelerator.is_main_process:
@@ -186,6 +190,17 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
     if not accelerator.is_main_process:
         return {}
     return _finish(folder, fold, config, networks, record, identity)
+
+
+@torch.no_grad()
+def leave(objective: nn.Module, average: EMAModel, start: list[torch.Tensor],
+          blend: float) -> None:
+    """Give the objective's parameters the weights that its stage leaves: the average over the
+    steps, or `blend` of the way there from those at its `start`."""
+    average.copy_to(objective.parameters())
+    if blend < 1:
+        for weight, before in zip(objective.parameters(), start, strict=True):
+            weight.lerp_(before.to(weight.device), 1 - blend)
 
 
 def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
