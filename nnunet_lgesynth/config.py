@@ -71,7 +71,7 @@ class FitConfig:
     reward_weight: float = 1.0
     reward_min_snr: float = 4.0     # reward on real slices only above this signal to noise power
     reward_last_steps: int = 1      # sampler steps that carry the reward's gradient
-    reward_blend: float = 1.0       # kept of the reward's change of weights: more is found, less real
+    reward_blend: float = 1.0       # share that is kept of the reward's change of the weights
     prior: str = "fitted"           # of the masks drawn into scar-free slices
     captions: str = "full"          # or "constant", "none"
     outline: str = "edges"          # or "mask": how the control map shows the request
