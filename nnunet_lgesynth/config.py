@@ -197,7 +197,8 @@ PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
               sampler_steps=4, guidance_scale=1.0, save_every=100),
     FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=0, unet_steps=2000,
               controlnet_steps=1500, reward_steps=200, learning_rate=8e-4,
-              reward_learning_rate=5e-5, reward_last_steps=2, sampler_steps=4, guidance_scale=1.0),
+              reward_learning_rate=5e-5, reward_last_steps=2, reward_blend=0.75, sampler_steps=4,
+              guidance_scale=1.0),
     FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
               controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, guidance_scale=1.0,
               save_every=1000),
@@ -214,6 +215,8 @@ _ABLATIONS = {
     "no-healthy": {"healthy_share": 0.0},               # no healthy re-inpaintings
     "own-texture": {"texture_mm": 0.0},                 # the model's texture, not the source's
     "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
+    "half-reward": {"reward_blend": 0.5},               # less of the reward's change kept
+    "whole-reward": {"reward_blend": 1.0},              # all of it
 }
 PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
     PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)
