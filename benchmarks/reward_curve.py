@@ -81,7 +81,7 @@ def snapshots(folder: Path, device):
         average = EMAModel(controlnet.parameters())
         average.load_state_dict(state["average"])
         average.to(device)
-        leave(controlnet, average, state["start"], generator.config.reward_blend)
+        leave(controlnet, average, state["origin"], generator.config.reward_blend)
         yield int(path.stem), generator
     generator.networks.controlnet.load_state_dict(final)
     yield generator.config.reward_steps, generator

@@ -117,7 +117,11 @@ def test_a_fit_starts_from_anothers_vae_and_unet(fold, fitted, tmp_path):
     assert record["start"] == json.loads((fitted[0] / "config.json").read_text())["hash"]
     with pytest.raises(UserError, match=r"network .*same networks"):
         fit(fold, tiny_config(4), tmp_path / "other", "cpu", start=fitted[0])
-    with pytest.raises(UserError, match="no fitted generator to start from"):
+    with pytest.raises(UserError, match="seed 0, not 1"):
+        fit(fold, tiny_config(seed=1), tmp_path / "other", "cpu", start=fitted[0])
+    with pytest.raises(UserError, match=r"config\.json lacks"):
+        fit(fold, config, tmp_path / "other", "cpu", start=fitted[0] / "vae")
+    with pytest.raises(UserError, match="holds no fitted generator"):
         fit(fold, config, tmp_path / "other", "cpu", start=tmp_path)
     unseen = json.loads((fitted[0] / "config.json").read_text())
     shutil.copytree(fitted[0], tmp_path / "leaky")
@@ -183,11 +187,15 @@ def test_without_vae_a_fit_begins_with_the_unet(fold, tmp_path):
     torch.testing.assert_close(networks.decode(latents), sources)
 
 
-def test_a_fitted_folder_is_refused_or_returned(fold, fitted):
+def test_a_fitted_folder_is_refused_or_returned(fold, fitted, reward):
     before = (fitted[0] / "config.json").read_bytes()
     with pytest.raises(UserError, match="fitted already"):
         fit(fold, tiny_config(), fitted[0], "cpu")
-    assert fit(fold, tiny_config(), fitted[0], "cpu", resume=True) == json.loads(before)
+    assert fit(fold, tiny_config(), fitted[0], "cpu", reward, resume=True) == json.loads(before)
+    with pytest.raises(UserError, match="had another config;"):
+        fit(fold, tiny_config(reward_blend=0.5), fitted[0], "cpu", reward, resume=True)
+    with pytest.raises(UserError, match="had another reward;"):
+        fit(fold, tiny_config(), fitted[0], "cpu", resume=True)
     assert (fitted[0] / "config.json").read_bytes() == before
 
 
@@ -209,8 +217,9 @@ def test_the_fit_opens_no_validation_case(fold, tmp_path):
     try:
         assert {i.subject.case.identifier for i in tiny_slices(fold, tiny_config()).real} <= set(
             fold.train)
+        fit(fold, haar_config(unet_steps=1, controlnet_steps=1), tmp_path / "fit", "cpu")
     finally:
-        for file in tmp_path.iterdir():
+        for file in tmp_path.glob("case_*"):
             shutil.move(file, fold.folder)
 
 

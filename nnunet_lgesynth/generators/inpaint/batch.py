@@ -1,7 +1,8 @@
 """Batches of the inpainter: conditions as tensors, and the draw behind batch k of each stage.
 
-A `Batch` is what the sampler reads; its `noise` and `timesteps` and its `canvas` (the slice as
-the reward's segmenter sees it) are there in training only.
+A `Batch` is what the sampler reads; its `timesteps` and its `canvas` (the slice as the reward's
+segmenter sees it) are there in training only. Batch k of a stage depends on (seed, stage, k,
+process) alone, so that an interrupted fit goes on with the very batches it would have seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training material of the inpainter: the ring slices of a fold's training cases, as batches.
+"""Training material of the inpainter: the ring slices of a fold's training cases.
 
 Three kinds of slices, all as `Condition`s on the generator's crop:
     real     every ring slice as it is (VAE, U-Net), with its caption;
@@ -6,8 +6,7 @@ Three kinds of slices, all as `Condition`s on the generator's crop:
     drawn    scar-free slices under a mask from the prior, to be repainted as healthy wall
              (ControlNet, reward) or as the scar that the prior asked for (reward only: there is
              no true image).
-Batch k of a stage depends on (seed, stage, k, process) alone, so that an interrupted fit goes on
-with the very batches it would have seen. Augmentation keeps captions true: turns of up to 10
+`batch` makes batches of them. Augmentation keeps captions true: turns of up to 10
 degrees, small shifts and zooms, and gain (which scales the contrast asked as well).
 """
 

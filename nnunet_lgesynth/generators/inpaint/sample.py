@@ -136,10 +136,11 @@ def denoise(networks: Networks, batch: Batch, config: FitConfig,
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
-    """The half precision that is faster on this device: bfloat16 or float16 on CUDA, bfloat16 on
-    CPUs that multiply it in hardware; None elsewhere."""
+    """The half precision that this device multiplies in hardware: bfloat16, on older CUDA devices
+    float16; None elsewhere."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     if device.type == "cpu" and supported():
         return torch.bfloat16

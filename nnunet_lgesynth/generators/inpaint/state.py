@@ -20,7 +20,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter
 __all__ = ["identity_of", "read_state", "refuse_existing", "restore_weights", "state_of",
            "take_shared"]
 
-SHARED = ("network", "crop_pixels", "crop_mm", "text_encoder")    # that VAE and U-Net depend on
+SHARED = ("network", "crop_pixels", "crop_mm", "text_encoder", "seed")    # of VAE and U-Net
 LATER = ("preset", "reward_steps", "reward_learning_rate", "reward_weight", "reward_min_snr",
          "reward_last_steps", "reward_blend", "sampler_steps", "guidance_scale", "texture_mm",
          "save_every")                                # that no ControlNet without reward depends on
@@ -45,14 +45,25 @@ def identity_of(fold: Fold, config: FitConfig, reward: Segmenter | None,
 
 def state_of(identity: dict, networks: Networks, record: Progress, done: list[str],
              stage: str | None = None, step: int = 0, optimizer=None, average=None,
-             start: list | None = None) -> dict:
+             origin: list | None = None) -> dict:
     """What `write_checkpoint` stores; without a stage, between two of them."""
     return {"identity": json.dumps(identity), "done": done, "stage": stage, "step": step,
             "weights": {name: m.state_dict() for name, m in networks.modules.items()},
             "latents": (networks.vae.config.latents_mean, networks.vae.config.latents_std),
             "rows": record.rows, "minutes": record.minutes,
             "optimizer": optimizer and optimizer.state_dict(),
-            "average": average and average.state_dict(), "start": start}
+            "average": average and average.state_dict(), "origin": origin}
+
+
+def read_finished(folder: Path, identity: dict) -> dict:
+    """config.json of a finished fit; `UserError` where that fit was another one."""
+    record = _read_fitted(folder)
+    changed = [k for k in ("config", "train", "reward")
+               if record.get(k) != json.loads(json.dumps(identity[k]))]
+    if changed:
+        raise UserError(f"The finished fit in {folder} had another {' and '.join(changed)}; use it "
+                        "as it is, or delete it to fit anew.")
+    return record
 
 
 def read_state(folder: Path, identity: dict) -> dict:
@@ -97,7 +108,12 @@ def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) 
 
 def _read_fitted(folder: Path) -> dict:
     try:
-        return json.loads((folder / "config.json").read_text())
+        record = json.loads((folder / "config.json").read_text())
+        missing = {"config", "hash", "minutes", "train"} - set(record)
+        reason = f"config.json lacks {sorted(missing)}" if missing else None
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} holds no fitted generator to start from ({error}); give the "
-                        "fold folder that lgesynth fit has written.") from error
+        record, reason = {}, str(error)
+    if reason:
+        raise UserError(f"{folder} holds no fitted generator ({reason}); give the fold folder that "
+                        "lgesynth fit has written.")
+    return record

@@ -17,7 +17,6 @@ it is fitted.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -49,6 +48,7 @@ from nnunet_lgesynth.generators.inpaint.progress import (
 from nnunet_lgesynth.generators.inpaint.sample import half_precision
 from nnunet_lgesynth.generators.inpaint.state import (
     identity_of,
+    read_finished,
     read_state,
     refuse_existing,
     restore_weights,
@@ -98,7 +98,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     """
     folder = Path(folder)
     if resume and (folder / "config.json").is_file():
-        return json.loads((folder / "config.json").read_text())
+        return read_finished(folder, identity_of(fold, config, reward, start))
     refuse_existing(folder, resume)
     if reward is not None:
         reward.check_fold(fold)
@@ -147,7 +147,8 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
         optimizer = torch.optim.AdamW(objective.parameters(), lr=rate, weight_decay=0.01)
         average = EMAModel(objective.parameters(), decay=config.ema_decay)
         blend = config.reward_blend if stage == "reward" else 1.0
-        start = begun.get("start", [p.clone() for p in average.shadow_params] if blend < 1 else [])
+        origin = [p.clone() for p in average.shadow_params] if blend < 1 else []
+        origin = begun.get("origin", origin)
         model, optimizer = accelerator.prepare(objective, optimizer)
         if begun:
             optimizer.load_state_dict(begun["optimizer"])
@@ -175,11 +176,11 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
                 record.row(stage, step)
             if accelerator.is_main_process and step % config.save_every == 0 and not last:
                 write_checkpoint(folder, state_of(identity, networks, record, done, stage, step,
-                                                optimizer, average, start))
+                                                optimizer, average, origin))
                 _picture(folder, networks, config, slices, record, stage, average, objective)
             if progress is not None:
                 progress(stage, step, value)
-        leave(objective, average, start, blend)
+        leave(objective, average, origin, blend)
         networks.train_only()
         done = [*done, stage]
         if accelerator.is_main_process:
@@ -193,13 +194,13 @@ def _fit(fold: Fold, config: FitConfig, folder: Path, device: torch.device,
 
 
 @torch.no_grad()
-def leave(objective: nn.Module, average: EMAModel, start: list[torch.Tensor],
+def leave(objective: nn.Module, average: EMAModel, origin: list[torch.Tensor],
           blend: float) -> None:
     """Give the objective's parameters the weights that its stage leaves: the average over the
-    steps, or `blend` of the way there from those at its `start`."""
+    steps, or `blend` of the way there from those it began with."""
     average.copy_to(objective.parameters())
     if blend < 1:
-        for weight, before in zip(objective.parameters(), start, strict=True):
+        for weight, before in zip(objective.parameters(), origin, strict=True):
             weight.lerp_(before.to(weight.device), 1 - blend)
 
 
@@ -214,13 +215,11 @@ def check(fold: Fold, config: FitConfig, folder: Path, reward: Segmenter | None,
 
 
 def accelerator_on(device: torch.device) -> Accelerator:
-    """What a fit on this device trains with: its process, and `half_precision` where it has one."""
-    precision = "no"
+    """What a fit on this device trains with: its process, and bfloat16 where it has that. (float16
+    would need a scale of the gradients, which a resumed fit would have to know.)"""
+    precision = "bf16" if half_precision(device) == torch.bfloat16 else "no"
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    half = half_precision(device)
-    if half is not None:
-        precision = "bf16" if half == torch.bfloat16 else "fp16"
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
 
