@@ -6,10 +6,12 @@
 Without `--generators` the rule-based painter and the fold's fitted inpainter are measured; with it,
 "paint" and any fold folders that `lgesynth fit` has written. `own` is the judge that rewards and
 filters, `independent` one that never met the generator. `dice_pass` is a Dice of at least 0.6 in
-the feather, as published; `qc_pass` the whole quality control, of which the bound on scar found
-elsewhere is the strict part. Real scar slices are judged by the same rules.
-Feature distances are compared with those of the first two arms, so name "paint" and the plain
-ControlNet first. Rows that the file holds of other arms stay.
+the feather, as published; `qc_pass` the whole quality control, of which the bound on new scar
+found elsewhere is the strict part. Real scar slices are asked for the same Dice; `_as_asked`
+weights their burden tertiles as the requests have them.
+Pass rates and feature distances are compared with those of the first two arms, so name "paint" and
+the plain ControlNet first. Rows that the file holds of other arms stay. Intervals are over
+patients: those painted into, and for distances the real scars' as well.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
 
@@ -27,11 +29,18 @@ from benchmarks import drafts as d
 from benchmarks import exit_code, realism, result_file, testset
 from benchmarks.judges import load_judges
 from nnunet_lgesynth.benchmark.compare import interval, number_row
-from nnunet_lgesynth.config import QCConfig, write_json
+from nnunet_lgesynth.config import QCConfig, UserError, named_preset, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import read_subjects
-from nnunet_lgesynth.pool.generator import find_inpainter, judge_of, preset_of, usable_device
+from nnunet_lgesynth.pool.generator import (
+    find_inpainter,
+    judge_of,
+    preset_of,
+    refuse_leak,
+    refuse_other_settings,
+    usable_device,
+)
 
 RESAMPLES = 2000
 TERTILES = ("small", "middle", "large")
@@ -43,7 +52,8 @@ COLUMNS = {"Dice > 0.6, own judge": "dice_pass_own",
            "RMSE in place": "rmse_crop", "shortcut AUC": "shortcut_auc", "seam AUC": "seam_auc",
            "s per accepted": "seconds_per_accepted"}
 IN_PLACE_SEEDS = 4
-LEAST_CROPS = 8               # halves of fewer have no distance
+LEAST_CROPS = 8               # fewer have no distance
+PASSES = {"dice_pass": "found", "qc_pass": "accepted"}
 CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
 
 
@@ -78,7 +88,7 @@ def _arguments():
     parser = testset.fold_parser(__doc__)
     parser.add_argument("--judges", type=Path, help="folder that benchmarks.judges has filled")
     parser.add_argument("--generators", nargs="+", help='"paint" or fitted fold folders')
-    parser.add_argument("-n", type=int, help="only the first so many requests")
+    parser.add_argument("-n", type=testset.count, help="only the first so many requests")
     parser.add_argument("--quick", action="store_true", help="pass rates and control errors only")
     parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     return parser.parse_args()
@@ -100,8 +110,9 @@ class Bench:
                            for z, m in d.real_masks(h, self.roles)]
         asked = [r.pixels / patients[r.case].anatomy.myocardium[r.z].sum() for r in requests]
         self.cuts = np.quantile(asked, [1 / 3, 2 / 3])
+        self.real_of = [h.case.identifier for h, _, _ in self.real_scars]
         self.real_features = self._real_features() if looks else None
-        self.features: dict[str, np.ndarray] = {}       # of the first two arms
+        self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first two arms
 
     def _real_features(self) -> np.ndarray:
         return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
@@ -113,37 +124,72 @@ class Bench:
 
     def real(self) -> list[dict]:
         """Real scar slices of the validation patients, by both judges."""
-        rows = []
+        rows, here = [], self._about("real", None)
         for name, found in self.real_rows.items():
-            rows += self._passed("real", None, name, found)
+            passed, tertile = self._passed(here, name, found), self._tertiles(found)
+            parts = [np.mean([r["found"] for r, t in zip(found, tertile) if t == k])
+                     for k in range(len(TERTILES)) if k in tertile]
+            rows += [*passed, number_row(here, f"dice_pass_{name}_as_asked", float(np.mean(parts)),
+                                         n=len(found), unit="fraction")] if found else passed
             if name == "own":
-                rows += self._control("real", None, found)
+                rows += self._control(here, found)
         if self.looks:
-            val = np.array([h.case.identifier in self.patients for h, _, _ in self.real_scars])
-            here = self._about("real", None)
-            rows += _distances(here, self.real_features[~val], self.real_features[val])
+            val = self._validation()
+            rows += self._distances(here, self.real_features[~val], self.real_features[val],
+                                    *(np.array(self.real_of)[part] for part in (~val, val)))
         return rows
 
-    def arm(self, name: str, device) -> list[dict]:
-        """All rows of one generator."""
-        generator, preset = _load(name, device)
-        return self.measure(generator, preset, preset or name)
+    def _validation(self) -> np.ndarray:
+        """Which of the real scars are of validation patients."""
+        return np.isin(self.real_of, list(self.patients))
 
-    def measure(self, generator, preset: str | None, arm: str) -> list[dict]:
+    def _tertiles(self, found: list[dict]) -> np.ndarray:
+        return np.digitize([r["burden"] for r in found], self.cuts)
+
+    def arm(self, name: str, device) -> list[dict]:
+        """All rows of one generator; `UserError` where it has seen the validation patients, has
+        other settings than the preset of its name, or was tuned by another judge than `own`."""
+        if name == "paint":
+            return self.measure(Painter(), None, name)
+        from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
+
+        folder = Path(name)
+        generator, preset = Inpainter.load(folder, device), preset_of(folder)
+        told, named = json.loads((folder / "config.json").read_text()), named_preset(preset)
+        refuse_leak(told["train"], self.fold, folder)
+        if named is not None:
+            refuse_other_settings(told["config"], named, folder)
+        own, reward = self.judges["own"], told["reward"]
+        if reward is not None and reward["hash"] != own.hash:
+            raise UserError(f"{folder} was tuned by another judge than {own.source}, whose pass "
+                            f"rate would be called its own; fit with --reward {own.source.parent}")
+        return self.measure(generator, preset, preset, sum(told["minutes"].values()))
+
+    def measure(self, generator, preset: str | None, arm: str,
+                fit_minutes: float | None = None) -> list[dict]:
         """All rows of a generator in memory."""
+        here = self._about(arm, preset)
+        if hasattr(generator, "config"):
+            here |= {"seeds": [generator.config.seed],
+                     "versions": {**here["versions"], "generator": generator.hash}}
         asked = d.requests_of(self.requests, self.patients, generator)
         generator.drafts([asked[0].condition], [0])          # warm up
         scars, seconds = d.draft(generator, asked)
-        rows, passed, by_judge = [], 0, {}
+        rows, passed, by_judge, values = [], 0, {}, {}
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
             by_judge[judge] = found
-            rows += self._passed(arm, preset, judge, found)
+            rows += self._passed(here, judge, found)
+            values |= {f"{metric}_{judge}": np.array([r[key] for r in found], float)
+                       for metric, key in PASSES.items()}
             if judge == "own":
-                rows += self._control(arm, preset, found) + self._realised(arm, preset, found)
+                rows += self._control(here, found) + self._realised(here, found)
                 seconds += spent
                 passed = sum(r["accepted"] for r in found)
-        here, n = self._about(arm, preset), len(scars)
+        patients, n = [r.case for r in self.requests], len(scars)
+        for other, theirs in self.compared.items():
+            rows += [_row(here, f"{metric}_diff_vs_{other}", mine - theirs[metric], patients,
+                          np.mean, "fraction") for metric, mine in values.items()]
         if {"own", "independent"} <= set(by_judge):
             rows += self._labels(here, scars, by_judge["own"], by_judge["independent"])
         rows += [number_row(here, "seconds_per_draft", seconds / n, n=n, unit="s, judge included"),
@@ -151,23 +197,34 @@ class Bench:
                             unit="s, judge included"),
                  number_row(here, "changed_outside", sum(s.changed_outside for s in scars), n=n,
                             unit="pixels")]
-        return rows + (self._looks(here, generator, scars) if self.looks else [])
+        if fit_minutes is not None:
+            rows.append(number_row(here, "fit_minutes", fit_minutes, n=1, unit="minutes"))
+        if self.looks:
+            values["features"] = realism.features([realism.window(s.sample, s.request > 0)
+                                                   for s in scars])
+            rows += self._looks(here, generator, values["features"], patients)
+        if len(self.compared) < 2:
+            self.compared[arm] = values
+        return rows
 
-    def _passed(self, arm, preset, judge: str, found: list[dict]) -> list[dict]:
+    def _passed(self, here: dict, judge: str, found: list[dict]) -> list[dict]:
         """Pass rates, over all and by burden tertile of the requests."""
-        tertile, rows = np.digitize([r["burden"] for r in found], self.cuts), []
-        for metric, key in (("dice_pass", "found"), ("qc_pass", "accepted")):
+        tertile, rows = self._tertiles(found), []
+        for metric, key in PASSES.items():
+            if not found or found[0][key] is None:
+                continue
             passed = np.array([r[key] for r in found], float)
-            rows.append(_mean_row(self._about(arm, preset), f"{metric}_{judge}", passed))
-            rows += [_mean_row(self._about(arm, preset, name), f"{metric}_{judge}",
-                               passed[tertile == k])
+            patients = np.array([r["case"] for r in found])
+            rows.append(_row(here, f"{metric}_{judge}", passed, patients, np.mean, "fraction"))
+            rows += [_row({**here, "split": f"{here['split']}, {name} burdens"},
+                          f"{metric}_{judge}", passed[tertile == k], patients[tertile == k],
+                          np.mean, "fraction")
                      for k, name in enumerate(TERTILES) if (tertile == k).any()]
         return rows
 
-    def _control(self, arm, preset, found: list[dict]) -> list[dict]:
-        here = self._about(arm, preset)
-        return [_row(here, metric, np.array([r[metric] for r in found]), np.median, "median")
-                for metric in CONTROL]
+    def _control(self, here: dict, found: list[dict]) -> list[dict]:
+        return [_row(here, metric, np.array([r[metric] for r in found]),
+                     [r["case"] for r in found], np.median, "median") for metric in CONTROL]
 
     def _labels(self, here: dict, scars: list, own: list[dict], other: list[dict]) -> list[dict]:
         """Which label of an accepted draft an independent judge agrees with more: the intended
@@ -177,74 +234,75 @@ class Bench:
             return []
         labels = {"intended": [s.request > 0 for s in scars], "predicted": [r["mask"] for r in own]}
         return [_row(here, f"label_dice_{name}", np.array(
-            [d.dice(masks[k], other[k]["mask"]) for k in kept]), np.mean, "mean")
+            [d.dice(masks[k], other[k]["mask"]) for k in kept]),
+            [scars[k].heart.case.identifier for k in kept], np.mean, "mean")
             for name, masks in labels.items()]
 
-    def _realised(self, arm, preset, found: list[dict]) -> list[dict]:
-        """Kolmogorov-Smirnov distance of what drafts realise to all real scars of the fold."""
-        real = {"contrast": [], "found_burden": []}
+    def _realised(self, here: dict, found: list[dict]) -> list[dict]:
+        """Kolmogorov-Smirnov distance of what is asked and realised to all real scars of the fold;
+        of the burden that the own judge finds, to what it finds in the real scars it judged."""
+        real = {"contrast": [], "burden": [],
+                "found_burden": [r["found_burden"] for r in self.real_rows["own"]]}
         for heart, z, mask in self.real_scars:
             values, wall = heart.intensities.apply(heart.lge[z]), heart.anatomy.myocardium[z]
             real["contrast"].append(d.contrast(values, mask[z]))
-            real["found_burden"].append((mask[z] > 0).sum() / wall.sum())
-        here = self._about(arm, preset)
-        asked = {"asked_contrast": "contrast", "contrast": "contrast", "burden": "found_burden",
+            real["burden"].append((mask[z] > 0).sum() / wall.sum())
+        asked = {"asked_contrast": "contrast", "contrast": "contrast", "burden": "burden",
                  "found_burden": "found_burden"}
         return [number_row(here, f"ks_{mine}", stats.ks_2samp([r[mine] for r in found],
                                                               real[theirs]).statistic,
                            n=len(found), unit="KS distance to real scars")
-                for mine, theirs in asked.items()]
+                for mine, theirs in asked.items() if real[theirs]]
 
-    def _looks(self, here: dict, generator, scars: list) -> list[dict]:
-        mine = realism.features([realism.window(s.sample, s.request > 0) for s in scars])
-        rows = _distances(here, mine, self.real_features)
-        for arm, theirs in self.features.items():
-            if len(mine) == len(theirs) >= LEAST_CROPS <= len(self.real_features):
+    def _looks(self, here: dict, generator, mine: np.ndarray, patients: list[str]) -> list[dict]:
+        rows = self._distances(here, mine, self.real_features, patients, self.real_of)
+        val = self._validation()
+        rows += self._distances(here, mine, self.real_features[val], patients,
+                                np.array(self.real_of)[val], "_to_validation")
+        for arm, theirs in self.compared.items():
+            if len(mine) >= LEAST_CROPS <= len(self.real_features):
                 rows.append(number_row(
-                    here, f"feature_distance_diff_vs_{arm}",
-                    *realism.distance_gain(mine, theirs, self.real_features), n=len(mine),
-                    unit="KID x 1000"))
-        if len(self.features) < 2:
-            self.features[here["arm"]] = mine
-        again, _ = d.draft(generator, d.in_place(self.patients, self.roles, generator,
-                                                 IN_PLACE_SEEDS))
+                    here, f"feature_distance_diff_vs_{arm}", *realism.distance_gain(
+                        mine, theirs["features"], self.real_features, patients, self.real_of),
+                    n=len(mine), unit="KID x 1000"))
+        again, _ = d.draft(d.own_texture(generator), d.in_place(
+            self.patients, self.roles, generator, IN_PLACE_SEEDS))
         for metric, values in zip(("ssim_crop", "rmse_crop"), realism.in_place_scores(again)):
-            rows.append(_row(here, metric, values, np.mean, "mean"))
+            rows.append(_row(here, metric, values, [s.heart.case.identifier for s in again],
+                             np.mean, "mean"))
         healthy, _ = d.draft(generator, d.requests_of(self.requests, self.patients, generator,
                                                       healthy=True))
         found, _ = d.judge_drafts(healthy, self.judges["own"], self.roles, self.qc)
-        rows.append(_mean_row(here, "qc_pass_healthy", np.array([r["accepted"] for r in found],
-                                                                float)))
+        rows.append(_row(here, "qc_pass_healthy", np.array([r["accepted"] for r in found], float),
+                         patients, np.mean, "fraction"))
         for metric, ring in (("shortcut_auc", False), ("seam_auc", True)):
             value, low, high, n = realism.classifier_auc(healthy, ring)
             rows.append(number_row(here, metric, value, low, high, n=n, unit="AUC"))
         return rows
 
-
-def _load(name: str, device):
-    if name == "paint":
-        return Painter(), None
-    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
-
-    return Inpainter.load(name, device), preset_of(Path(name))
-
-
-def _distances(here: dict, mine: np.ndarray, real: np.ndarray) -> list[dict]:
-    if min(len(mine), len(real)) < LEAST_CROPS:
-        return []
-    # the Frechet distance is biased by the number of samples, so halves give it no interval
-    return [number_row(here, "feature_distance", *realism.distance_interval(mine, real),
-                       n=len(mine), unit="KID x 1000"),
-            number_row(here, "frechet_distance", realism.frechet_distance(mine, real),
-                       n=len(mine), unit="distance")]
+    def _distances(self, here: dict, mine: np.ndarray, real: np.ndarray, mine_of, real_of,
+                   to: str = "") -> list[dict]:
+        if min(len(mine), len(real)) < LEAST_CROPS:
+            return []
+        # the Frechet distance is biased by the number of samples, so halves give it no interval
+        return [number_row(here, f"feature_distance{to}",
+                           *realism.distance_interval(mine, real, mine_of, real_of), n=len(mine),
+                           unit="KID x 1000"),
+                number_row(here, f"frechet_distance{to}", realism.frechet_distance(mine, real),
+                           n=len(mine), unit="distance")]
 
 
-def _mean_row(here: dict, metric: str, values: np.ndarray) -> dict:
-    return _row(here, metric, values, np.mean, "fraction")
+def _row(here: dict, metric: str, values: np.ndarray, patients: Sequence[str],
+         statistic: Callable, unit: str) -> dict:
+    """A statistic of values, each of a patient, with its interval over patients."""
+    members = [np.flatnonzero(np.asarray(patients) == name) for name in np.unique(patients)]
 
+    def of_patients(drawn: np.ndarray) -> np.ndarray:
+        drawn_sets = drawn.reshape(-1, drawn.shape[-1])
+        found = [statistic(values[np.concatenate([members[k] for k in one])]) for one in drawn_sets]
+        return np.reshape(found, drawn.shape[:-1])
 
-def _row(here: dict, metric: str, values: np.ndarray, statistic: Callable, unit: str) -> dict:
-    bounds = interval(len(values), lambda i: statistic(values[i], axis=-1), RESAMPLES)
+    bounds = interval(len(members), of_patients, RESAMPLES)
     return number_row(here, metric, statistic(values), *bounds, n=len(values), unit=unit)
 
 

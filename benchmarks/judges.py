@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks import exit_code, testset
 from nnunet_lgesynth.config import make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.pool.generator import usable_device
 
 JUDGES = ("own", "independent")
 TRAINER, RESIDUAL_PLANS = "nnUNetTrainerLGEJudge", "nnUNetResEncJudgePlans"
@@ -39,11 +40,15 @@ def judge_folder(out: Path, name: str, fold: Fold) -> Path:
 
 
 def load_judges(out: Path, fold: Fold, device) -> dict:
-    """Both trained judges, frozen, on `device`; `UserError` where one is not trained."""
+    """Both trained judges, frozen, on `device`; `UserError` where one is not trained, or may have
+    seen validation patients of the fold."""
     from nnunet_lgesynth.judge.segmenter import Segmenter  # nnU-Net reads its folders at import
 
-    return {name: Segmenter.load_fold(judge_folder(out.resolve(), name, fold), device)
-            for name in JUDGES}
+    judges = {name: Segmenter.load_fold(judge_folder(out.resolve(), name, fold), device)
+              for name in JUDGES}
+    for judge in judges.values():
+        judge.check_fold(fold)
+    return judges
 
 
 def halves(fold: Fold) -> dict[str, list[str]]:
@@ -55,7 +60,7 @@ def halves(fold: Fold) -> dict[str, list[str]]:
     return {name: sorted(ordered[k::2]) for k, name in enumerate(JUDGES)}
 
 
-def main() -> None:
+def main() -> int | None:
     parser = testset.fold_parser(__doc__)
     parser.add_argument("-o", type=Path, required=True, help="folder of the judges")
     parser.add_argument("--epochs", type=int, default=30)
@@ -64,6 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.environ.get("LGESYNTH_JUDGE_VIEW"):
         return _train(arguments)
+    usable_device(arguments.device)
     fold = testset.open_fold(arguments)
     out, patients = arguments.o.resolve(), halves(fold)
     for name in [arguments.train] if arguments.train else JUDGES:
@@ -75,8 +81,10 @@ def main() -> None:
                "nnUNet_results": str(out / name / "results"), "LGESYNTH_JUDGE_VIEW": name,
                "LGESYNTH_EPOCHS": str(arguments.epochs), "LGESYNTH_SEED": "0",
                "LGESYNTH_ITERATIONS": str(arguments.iterations)}
-        subprocess.run([sys.executable, "-m", "benchmarks.judges", *sys.argv[1:]], env=env,
-                       check=True)
+        code = subprocess.run([sys.executable, "-m", "benchmarks.judges", *sys.argv[1:]], env=env,
+                              check=False).returncode
+        if code:
+            return code                 # the child has said why
     return None
 
 

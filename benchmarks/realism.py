@@ -3,13 +3,15 @@
     feature_distance   kernel distance (KID, arXiv 1801.01401; times 1000) between synthetic and
                        real scar crops in the ImageNet features of EfficientNet-Lite0
     frechet_distance   Frechet distance of the same features, on their 64 leading components
-    ssim_crop, rmse_crop   a real scar painted again in its place, against what was there
+    ssim_crop, rmse_crop   a real scar painted again in its place, against what was there, over
+                       the pixels that were repainted
     shortcut_auc       a classifier tells healthy re-inpainted wall from the same wall untouched, by
                        its texture (logistic regression and boosted trees, scores averaged)
     seam_auc           the same, of the ring in which the draft is blended in
 
-Classifiers are trained on other patients than they score; their bounds come from resampled
-patients. Crops are square windows around the request's centre, in slice pixels.
+Classifiers are trained on other patients than they score; bounds come from resampled patients,
+those of distances from random halves of them. Crops are square windows around the request's
+centre, in slice pixels.
 """
 
 from __future__ import annotations
@@ -101,39 +103,47 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
                  + sum(np.trace(c) for c in covariances) - 2 * roots.sum())
 
 
-def distance_interval(mine: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
-    """Kernel distance of features to the real ones with a 95 % interval.
+def distance_interval(mine: np.ndarray, real: np.ndarray, mine_of: Sequence[str],
+                      real_of: Sequence[str]) -> tuple[float, float | None, float | None]:
+    """Kernel distance of features to the real ones with a 95 % interval over patients.
 
-    The interval is that of random halves of both sets, whose spread is the spread of the whole.
-    The same halves serve every arm of equal size, so that arms can be compared.
+    `mine_of` and `real_of` name each crop's patient. The interval is that of random halves of the
+    patients, whose spread is the spread of the whole. The same halves serve every arm of the same
+    patients, so that arms can be compared. One patient has no interval.
     """
-    values = [kernel_distance(mine[i], real[j]) for i, j in _halves(mine, real)]
-    return kernel_distance(mine, real), *np.percentile(values, [2.5, 97.5])
+    return kernel_distance(mine, real), *_over_halves(
+        lambda i, j: kernel_distance(mine[i], real[j]), mine_of, real_of)
 
 
-def distance_gain(mine: np.ndarray, others: np.ndarray,
-                  real: np.ndarray) -> tuple[float, float, float]:
+def distance_gain(mine: np.ndarray, others: np.ndarray, real: np.ndarray, mine_of: Sequence[str],
+                  real_of: Sequence[str]) -> tuple[float, float | None, float | None]:
     """Kernel distance of features to the real ones less that of `others`, drawn for the same
     requests in the same order, with a 95 % interval of the same halves; below 0: nearer."""
-    values = [kernel_distance(mine[i], real[j]) - kernel_distance(others[i], real[j])
-              for i, j in _halves(mine, real)]
-    return (kernel_distance(mine, real) - kernel_distance(others, real),
-            *np.percentile(values, [2.5, 97.5]))
+    def gain(i, j):
+        return kernel_distance(mine[i], real[j]) - kernel_distance(others[i], real[j])
+
+    return gain(slice(None), slice(None)), *_over_halves(gain, mine_of, real_of)
 
 
-def _halves(*sets: np.ndarray):
+def _over_halves(statistic, *patients: Sequence[str]) -> tuple[float | None, float | None]:
+    """Percentiles of a statistic of indices into each set, from random halves of its patients."""
+    names = [np.unique(p) for p in patients]
+    if min(map(len, names)) < 2:
+        return None, None
     rng = np.random.default_rng(0)
-    for _ in range(SUBSETS):
-        yield [rng.permutation(len(v))[:len(v) // 2] for v in sets]
+    values = [statistic(*(np.flatnonzero(np.isin(p, rng.permutation(n)[:len(n) // 2]))
+                          for p, n in zip(patients, names))) for _ in range(SUBSETS)]
+    return tuple(np.percentile(values, [2.5, 97.5]))
 
 
 def in_place_scores(drafts) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM (in the request's window) and root mean square error (in the feather), a draft each."""
+    """SSIM and root mean square error in the feather, a draft each."""
     ssim, rmse = [], []
     for d in drafts:
         inside = d.condition.weight > 0
-        pair = [window(np.clip(v, *SHOWN), d.request > 0) for v in (d.source, d.sample)]
-        ssim.append(structural_similarity(*pair, data_range=SHOWN[1] - SHOWN[0]))
+        pair = [np.clip(v, *SHOWN) for v in (d.source, d.sample)]
+        ssim.append(structural_similarity(*pair, data_range=SHOWN[1] - SHOWN[0],
+                                          full=True)[1][inside].mean())
         rmse.append(np.sqrt(((d.sample - d.source)[inside] ** 2).mean()))
     return np.array(ssim), np.array(rmse)
 

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="as of lgesynth fit")
     parser.add_argument("--every", type=int, default=50, help="reward steps between points")
-    parser.add_argument("-n", type=int, help="only the first so many requests")
+    parser.add_argument("-n", type=testset.count, help="only the first so many requests")
     parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     arguments = parser.parse_args()
     fold = testset.open_fold(arguments)

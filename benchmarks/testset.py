@@ -29,8 +29,8 @@ from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.provenance import machine, versions
 
-__all__ = ["Asked", "about", "command_line", "draw", "fold_parser", "open_fold", "patients", "read",
-           "request_file", "write"]
+__all__ = ["Asked", "about", "command_line", "count", "draw", "fold_parser", "open_fold",
+           "patients", "read", "request_file", "write"]
 
 REQUESTS, SEED = 500, 4
 DECIMALS = 5
@@ -136,6 +136,13 @@ def fold_parser(text: str, device: bool = True) -> argparse.ArgumentParser:
     if device:
         parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     return parser
+
+
+def count(text: str) -> int:
+    """The type of `-n`: at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of requests; give 1 or more")
+    return int(text)
 
 
 def command_line(module: str) -> str:

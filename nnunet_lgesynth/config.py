@@ -17,7 +17,7 @@ from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
            "UserError", "config_hash", "from_dict", "generator_folder", "make_folder",
-           "preset_flags", "seeded", "write_json", "write_text"]
+           "named_preset", "preset_flags", "seeded", "write_json", "write_text"]
 
 
 class UserError(ValueError):
@@ -230,6 +230,14 @@ def seeded(config: FitConfig, seed: int) -> FitConfig:
     if seed == config.seed:
         return config
     return dataclasses.replace(config, seed=seed, preset=f"{config.preset}-seed{seed}")
+
+
+def named_preset(preset: str) -> FitConfig | None:
+    """The config of this name, also of `<preset>-seed<n>`; None where there is none."""
+    name, _, seed = preset.partition("-seed")
+    if name not in PRESETS or not (seed.isdigit() or preset == name):
+        return None
+    return seeded(PRESETS[name], int(seed or 0))
 
 
 def preset_flags(preset: str) -> str:

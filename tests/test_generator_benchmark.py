@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_fold import write_tiny_fold
+from tiny_inpaint import haar_config
 from tiny_nnunet import write_tiny_model
 
 from benchmarks import drafts, realism, testset
-from benchmarks.generator import COLUMNS, Bench, _beside, markdown, table
+from benchmarks.generator import COLUMNS, Bench, _beside, _row, markdown, table
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
 from nnunet_lgesynth.config import QCConfig, UserError
+from nnunet_lgesynth.generators.inpaint.train import fit
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
@@ -72,20 +75,32 @@ def test_distances_are_zero_without_a_difference_and_grow_with_one():
     for measure, noise in measures.items():
         near, far, farther = (measure(a + shift, b) for shift in (0, 0.5, 1))
         assert abs(near) < noise < far < farther
-    value, low, high = realism.distance_interval(a, b)
+    patients = [str(k % 20) for k in range(300)]
+    value, low, high = realism.distance_interval(a, b, patients, patients)
     assert low < value < high and low < 0 < high      # unbiased: below 0 half of the time
+    assert realism.distance_interval(a, b, ["one"] * 300, patients) == (value, None, None)
+
+
+def test_a_distance_varies_as_its_patients_do():
+    """Crops of a patient that are alike tell no more than one of them."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(20, 20)).repeat(15, 0) for _ in "ab")
+    alike, apart = ([str(k // m) for k in range(300)] for m in (15, 1))
+    width = [np.diff(realism.distance_interval(a, b, of, of)[1:])[0] for of in (alike, apart)]
+    assert width[0] > 2 * width[1]
 
 
 def test_a_gain_in_distance_is_the_difference_of_two_with_its_sign():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 300, 20))
     near, far = a + 0.3, a + 0.6
-    value, low, high = realism.distance_gain(near, far, b)
+    of = [str(k % 20) for k in range(300)], [str(k % 30) for k in range(300)]
+    value, low, high = realism.distance_gain(near, far, b, *of)
     assert np.isclose(value, realism.kernel_distance(near, b) - realism.kernel_distance(far, b))
     assert low < value < high < 0
-    again = realism.distance_gain(far, near, b)
+    again = realism.distance_gain(far, near, b, *of)
     assert np.allclose(again, (-value, -high, -low))     # the same halves serve both
-    assert realism.distance_gain(near, near, b) == (0, 0, 0)
+    assert realism.distance_gain(near, near, b, *of) == (0, 0, 0)
 
 
 class Brighter(Painter):
@@ -131,10 +146,67 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
     parts = [r for r in rows if r["arm"] == "paint" and r["metric"] == "qc_pass_own"
              and "burdens" in r["split"]]
     assert sum(r["n"] for r in parts) == 12
+    real = {r["metric"]: r["value"] for r in rows if r["arm"] == "real"}
+    assert {"dice_pass_own", "dice_pass_own_as_asked"} <= set(real)
+    assert not any(m.startswith("qc_pass") for m in real)   # what is new there, none can tell
     assert "seam_auc" in table(rows)
     heading, _, real, paint = markdown(rows).splitlines()
     assert heading.count("|") == real.count("|") == paint.count("|") == len(COLUMNS) + 2
     assert f"| {mine['feature_distance']['value']:.3f} (" in paint and " - " in real
+
+
+def test_pass_rates_are_compared_request_by_request(fold, patients, requests, tmp_path_factory):
+    judge = Segmenter.load_fold(write_tiny_model(tmp_path_factory.mktemp("results")), "cpu")
+    bench = Bench(fold, patients, requests, {"own": judge}, ABOUT, False)
+    first = bench.measure(Painter(), None, "first")
+    assert not any("diff" in r["metric"] for r in first)
+    second = {r["metric"]: r for r in bench.measure(Painter(), None, "second")}
+    for metric in ("dice_pass_own", "qc_pass_own"):
+        assert second[f"{metric}_diff_vs_first"]["value"] == 0
+    bench.compared["first"] = {m: v - 1 for m, v in bench.compared["first"].items()}
+    third = {r["metric"]: r for r in bench.measure(Painter(), None, "third")}
+    assert third["qc_pass_own_diff_vs_first"]["value"] == 1
+    assert third["qc_pass_own_diff_vs_second"]["value"] == 0
+
+
+def test_a_generator_is_measured_as_what_it_is_or_not_at_all(fold, patients, requests,
+                                                              tmp_path):
+    judge = Segmenter.load_fold(write_tiny_model(tmp_path / "judge"), "cpu")
+    other = Segmenter.load_fold(write_tiny_model(tmp_path / "other", seed=1), "cpu")
+    folder = tmp_path / "LGESynth_tiny__nnUNetPlans__2d" / "fold_0"
+    fit(fold, haar_config(seed=3), folder, "cpu", judge)
+    rows = Bench(fold, patients, requests, {"own": judge}, ABOUT, False).arm(str(folder), "cpu")
+    hashes = {r["versions"]["generator"] for r in rows}
+    told = json.loads((folder / "config.json").read_text())
+    assert hashes == {told["hash"]} and all(r["seeds"] == [3] for r in rows)
+    assert next(r["value"] for r in rows if r["metric"] == "fit_minutes") > 0
+    with pytest.raises(UserError, match="tuned by another judge"):
+        Bench(fold, patients, requests, {"own": other}, ABOUT, False).arm(str(folder), "cpu")
+    bench = Bench(fold, patients, requests, {"own": judge}, ABOUT, False)
+    renamed = tmp_path / "LGESynth_roi-cpu__nnUNetPlans__2d" / "fold_0"
+    shutil.copytree(folder, renamed)
+    with pytest.raises(UserError, match="as the preset roi-cpu has it"):
+        bench.arm(str(renamed), "cpu")
+    told["train"].append(fold.val[0])
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="validation cases"):
+        bench.arm(str(folder), "cpu")
+
+
+def test_a_request_for_another_splits_patient_is_refused(patients, requests):
+    gone = {k: v for k, v in patients.items() if k != requests[0].case}
+    with pytest.raises(UserError, match="was the split changed"):
+        drafts.requests_of(requests, gone, Painter())
+
+
+def test_intervals_are_of_patients_not_of_requests():
+    values = np.repeat(np.arange(10) % 3 == 0, 50).astype(float)
+    about = {**ABOUT, "arm": "x", "preset": None}
+    by_patient, by_request = (_row(about, "x", values, of, np.mean, "") for of in (
+        [str(k // 50) for k in range(500)], [str(k) for k in range(500)]))
+    assert by_patient["value"] == by_request["value"] == 0.4
+    wide, narrow = (r["high"] - r["low"] for r in (by_patient, by_request))
+    assert wide > 5 * narrow
 
 
 def test_arms_measured_again_keep_their_place_among_the_others(tmp_path):

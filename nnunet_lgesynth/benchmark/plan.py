@@ -9,7 +9,6 @@ stay in the user's `nnUNet_results`: one per fold, shared by the seeds. Stages r
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -21,7 +20,7 @@ from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
-from nnunet_lgesynth.pool.generator import judge_of, refuse_leak
+from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
 __all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
            "fold_generator", "injects", "is_done",
@@ -221,13 +220,7 @@ def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{folder}/config.json does not tell which cases the generator was "
                             f"fitted on, or how ({error!r}); fit it again.") from error
-        preset = json.loads(json.dumps(dataclasses.asdict(PRESETS[settings.preset])))
-        changed = [f"{name} {fitted.get(name)}, not {preset.get(name)}"
-                   for name in sorted({*preset, *fitted}) if fitted.get(name) != preset.get(name)]
-        if changed:
-            raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
-                            f"{settings.preset} has it; move the folder away and the benchmark "
-                            "fits a new one.")
+        refuse_other_settings(fitted, PRESETS[settings.preset], folder)
         refuse_leak(seen, fold, folder)
 
 

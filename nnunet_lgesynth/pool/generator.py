@@ -6,6 +6,7 @@ inpainter of the fold, or the one LGESYNTH_GENERATOR points to, with the segment
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -27,7 +28,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
 __all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator", "preset_of",
-           "refuse_leak", "usable_device"]
+           "refuse_leak", "refuse_other_settings", "usable_device"]
 
 
 def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bool = True):
@@ -140,6 +141,18 @@ def _fit_command(fold: Fold) -> str:
 def preset_of(folder: Path) -> str:
     """The preset of a generator, from the name of its fold folder's parent."""
     return folder.parent.name.removeprefix("LGESynth_").partition("__")[0]
+
+
+def refuse_other_settings(fitted: dict, preset: FitConfig, folder: Path) -> None:
+    """Raise `UserError` where a generator's config is not the preset's, under whose name its
+    results would be recorded."""
+    told = json.loads(json.dumps(dataclasses.asdict(preset)))
+    changed = [f"{name} {fitted.get(name)}, not {told.get(name)}"
+               for name in sorted({*told, *fitted}) if fitted.get(name) != told.get(name)]
+    if changed:
+        raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
+                        f"{preset.preset} has it; move the folder away and fit anew: lgesynth fit "
+                        f"{preset_flags(preset.preset)}")
 
 
 def _read_config(folder: Path) -> dict:
