@@ -10,7 +10,7 @@
     seam_auc           the same, of the ring in which the draft is blended in
 
 Classifiers are trained on other patients than they score; bounds come from resampled patients,
-those of distances from random halves of them. Crops are square windows around the request's
+those of distances from halves of them. Crops are square windows around the request's
 centre, in slice pixels.
 """
 
@@ -107,12 +107,12 @@ def distance_interval(mine: np.ndarray, real: np.ndarray, mine_of: Sequence[str]
                       real_of: Sequence[str]) -> tuple[float, float | None, float | None]:
     """Kernel distance of features to the real ones with a 95 % interval over patients.
 
-    `mine_of` and `real_of` name each crop's patient. The interval is that of random halves of the
-    patients, whose spread is the spread of the whole. The same halves serve every arm of the same
-    patients, so that arms can be compared. One patient has no interval.
+    `mine_of` and `real_of` name each crop's patient. The standard error is that of the delete-half
+    jackknife (Shao and Wu 1989): the spread of the distance over random halves of the patients,
+    about which a bootstrap would be wrong, since a patient drawn twice is near to itself. The same
+    halves serve every arm of the same patients. One patient has no interval.
     """
-    return kernel_distance(mine, real), *_over_halves(
-        lambda i, j: kernel_distance(mine[i], real[j]), mine_of, real_of)
+    return _with_interval(lambda i, j: kernel_distance(mine[i], real[j]), mine_of, real_of)
 
 
 def distance_gain(mine: np.ndarray, others: np.ndarray, real: np.ndarray, mine_of: Sequence[str],
@@ -122,18 +122,19 @@ def distance_gain(mine: np.ndarray, others: np.ndarray, real: np.ndarray, mine_o
     def gain(i, j):
         return kernel_distance(mine[i], real[j]) - kernel_distance(others[i], real[j])
 
-    return gain(slice(None), slice(None)), *_over_halves(gain, mine_of, real_of)
+    return _with_interval(gain, mine_of, real_of)
 
 
-def _over_halves(statistic, *patients: Sequence[str]) -> tuple[float | None, float | None]:
-    """Percentiles of a statistic of indices into each set, from random halves of its patients."""
-    names = [np.unique(p) for p in patients]
+def _with_interval(statistic, *patients: Sequence[str]) -> tuple[float, float | None, float | None]:
+    """A statistic of indices into each set, and 1.96 standard errors around it."""
+    value, names = statistic(slice(None), slice(None)), [np.unique(p) for p in patients]
     if min(map(len, names)) < 2:
-        return None, None
+        return value, None, None
     rng = np.random.default_rng(0)
-    values = [statistic(*(np.flatnonzero(np.isin(p, rng.permutation(n)[:len(n) // 2]))
+    halves = [statistic(*(np.flatnonzero(np.isin(p, rng.permutation(n)[:len(n) // 2]))
                           for p, n in zip(patients, names))) for _ in range(SUBSETS)]
-    return tuple(np.percentile(values, [2.5, 97.5]))
+    reach = 1.96 * float(np.std(halves))
+    return value, value - reach, value + reach
 
 
 def in_place_scores(drafts) -> tuple[np.ndarray, np.ndarray]:

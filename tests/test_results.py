@@ -132,6 +132,11 @@ def test_the_docs_show_the_committed_measures_of_the_samples():
     mine, real = (found[arm, "burden_error"]["value"] for arm in ("roi-cpu", "real"))
     assert f"off by {mine:.0%} for drafts and by {real:.0%} for real scars" in \
         text.replace(" %", "%")
+    asked, plain, tuned = (found[k]["value"] for k in (
+        ("roi-cpu", "ks_asked_contrast"), ("roi-cpu-plain", "ks_contrast"),
+        ("roi-cpu", "ks_contrast")))
+    assert (f"{asked:.2f} for what is asked, {plain:.2f} for the plain ControlNet's drafts and "
+            f"{tuned:.2f} for the tuned") in text
     intended, predicted = (found["roi-cpu", f"label_dice_{n}"]["value"]
                            for n in ("intended", "predicted"))
     assert f"(Dice {intended:.2f}) about as much as with the predicted one ({predicted:.2f})" \
