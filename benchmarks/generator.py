@@ -9,9 +9,9 @@ filters, `independent` one that never met the generator. `dice_pass` is a Dice o
 the feather, as published; `qc_pass` the whole quality control, of which the bound on new scar
 found elsewhere is the strict part. Real scar slices are asked for the same Dice; `_as_asked`
 weights their burden tertiles as the requests have them.
-Pass rates and feature distances are compared with those of the first two arms, so name "paint" and
-the plain ControlNet first. Rows that the file holds of other arms stay. Intervals are over
-patients: those painted into, and for distances the real scars' as well.
+Pass rates and feature distances are compared with those of the first three arms, so name "paint",
+the plain ControlNet and the full model first. Rows that the file holds of other arms stay.
+Intervals are over patients: those painted into, and for distances the real scars' as well.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
 
@@ -53,6 +53,7 @@ COLUMNS = {"Dice > 0.6, own judge": "dice_pass_own",
            "s per accepted": "seconds_per_accepted"}
 IN_PLACE_SEEDS = 4
 LEAST_CROPS = 8               # fewer have no distance
+COMPARED = 3
 PASSES = {"dice_pass": "found", "qc_pass": "accepted"}
 CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
 
@@ -112,7 +113,7 @@ class Bench:
         self.cuts = np.quantile(asked, [1 / 3, 2 / 3])
         self.real_of = [h.case.identifier for h, _, _ in self.real_scars]
         self.real_features = self._real_features() if looks else None
-        self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first two arms
+        self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first arms
 
     def _real_features(self) -> np.ndarray:
         return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
@@ -203,7 +204,7 @@ class Bench:
             values["features"] = realism.features([realism.window(s.sample, s.request > 0)
                                                    for s in scars])
             rows += self._looks(here, generator, values["features"], patients)
-        if len(self.compared) < 2:
+        if len(self.compared) < COMPARED:
             self.compared[arm] = values
         return rows
 

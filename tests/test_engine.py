@@ -187,7 +187,7 @@ def test_manifest_records_tell_how_a_sample_came_about(start, fold):
         assert set(record["captions"]) == set(record["verdicts"])
 
 
-def test_a_continued_training_keeps_its_pool_and_draws_other_samples(fold, tmp_path, log):
+def test_a_continued_training_draws_what_it_would_have_drawn(fold, tmp_path, log):
     first = engine_of(fold, tmp_path / "pool", log)
     first.refill()
     before = read_manifest(tmp_path / "pool")
@@ -199,6 +199,8 @@ def test_a_continued_training_keeps_its_pool_and_draws_other_samples(fold, tmp_p
     fresh = engine_of(fold, tmp_path / "other", log)
     fresh.refill()
     assert read_manifest(tmp_path / "other") == before           # same seed, same pool
+    fresh.refill()
+    assert read_manifest(tmp_path / "other") == after
     other = engine_of(fold, tmp_path / "third", log, injection=replace(INJECTION, seed=2))
     other.refill()
     assert read_manifest(tmp_path / "third") != before

@@ -10,7 +10,8 @@ When nnU-Net trains on several GPUs, rank 0 fills the pool and the other ranks o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 
@@ -85,12 +86,15 @@ class Engine:
         self.drafted, self.accepted = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
         self.seconds = 0.0
 
-    def _stream(self, kind: str):
-        """Endless drafts of a kind; other ones than before the training was interrupted."""
-        start = len(read_manifest(self.pool.folder))
-        rng = np.random.default_rng([self.injection.seed, start, KINDS.index(kind)])
-        return synthesize(self.fold, self.generator, self.prior, self.hearts, self.judge, self.qc,
-                          rng, kinds=[kind])
+    def _stream(self, kind: str) -> Iterator[tuple[int, Sample]]:
+        """Endless numbered drafts of a kind, each from its number alone. They begin after the last
+        one that the pool has kept, so an interrupted training draws what it would have drawn."""
+        kept = [line.get("number", -1) for line in read_manifest(self.pool.folder)
+                if line["kind"] == kind]
+        for number in count(max(kept, default=-1) + 1):
+            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number])
+            yield number, next(synthesize(self.fold, self.generator, self.prior, self.hearts,
+                                          self.judge, self.qc, rng, kinds=[kind]))
 
     def refill(self) -> None:
         """Draft until `cases_per_refill` scarred cases (and as many healthy ones) were accepted, or
@@ -104,7 +108,7 @@ class Engine:
             while kinds := [k for k in missing if missing[k] and left[k]]:
                 for kind in kinds:      # in turn, so that a full disk leaves as many of each
                     left[kind] -= 1
-                    missing[kind] -= self._keep(next(self._drafts[kind]))
+                    missing[kind] -= self._keep(*next(self._drafts[kind]))
             self._stuck = False
         except OSError as error:
             if not self._stuck:
@@ -117,12 +121,12 @@ class Engine:
                      "samples of this generator.")
         self.seconds += perf_counter() - begin
 
-    def _keep(self, sample: Sample) -> bool:
+    def _keep(self, number: int, sample: Sample) -> bool:
         """Count a draft, and add it to the pool if it was accepted; returns whether it was."""
         self.drafted[sample.kind] += len(sample.verdicts)
         self.accepted[sample.kind] += sample.passed_first
         if sample.accepted:
-            self.pool.add(sample.case, sample.record(self.generator.hash))
+            self.pool.add(sample.case, {**sample.record(self.generator.hash), "number": number})
         return sample.accepted
 
     def epoch_row(self, refill: bool) -> dict:
