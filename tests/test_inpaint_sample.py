@@ -158,3 +158,23 @@ def test_a_drafts_fine_texture_is_the_sources_own(inpainter, slices):
     for a, b, h, c in zip(plain, textured, healthy, scars):
         missing = c.source - h
         np.testing.assert_allclose(b, a + missing - missing.mean(), atol=0.05)
+
+
+def test_a_healthy_draft_is_its_own_twin(inpainter, slices, monkeypatch):
+    """Drafting only healthy wall takes half the passes, and comes out as among scars."""
+    scars = [item.condition for item in slices.asked[:2]]
+    healthy = [as_healthy(item).condition for item in slices.asked[2:4]]
+    config, passes, velocity = tiny_config(texture_mm=7.0), [], inpainter.networks.velocity
+    monkeypatch.setattr(inpainter.networks, "velocity",
+                        lambda *given: passes.append(len(given[0])) or velocity(*given))
+
+    def drafts(conditions, seeds):
+        passes.clear()
+        found = sample.paint(inpainter.networks, config, conditions, seeds, batch_size=4)
+        return found, len(passes)
+
+    alone, few = drafts(healthy, [2, 3])
+    among, many = drafts(scars + healthy, [0, 1, 2, 3])
+    assert (few, many) == (config.sampler_steps, 2 * config.sampler_steps)
+    for one, other in zip(alone, among[2:], strict=True):
+        np.testing.assert_array_equal(one, other)

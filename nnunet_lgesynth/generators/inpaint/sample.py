@@ -103,9 +103,13 @@ def render(networks: Networks, batch: Batch, config: FitConfig,
     drafts = networks.decode(latents)
     if config.texture_mm == 0:
         return drafts
+    twin = healthy_twin(batch, config)
     with torch.no_grad():
-        *_, latents = denoise(networks, healthy_twin(batch, config), config)
-        missing = (batch.image - networks.decode(latents)).float()
+        healthy = drafts.detach()
+        if twin.captions != batch.captions or not torch.equal(twin.control, batch.control):
+            *_, latents = denoise(networks, twin, config)
+            healthy = networks.decode(latents)
+        missing = (batch.image - healthy).float()
     return drafts + missing - _smooth(missing, config.texture_mm / config.crop_mm)
 
 
