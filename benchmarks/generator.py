@@ -28,6 +28,7 @@ from scipy import stats
 from benchmarks import drafts as d
 from benchmarks import exit_code, realism, result_file, testset
 from benchmarks.judges import load_judges
+from benchmarks.tables import table
 from nnunet_lgesynth.benchmark.compare import interval, number_row
 from nnunet_lgesynth.config import QCConfig, UserError, named_preset, write_json
 from nnunet_lgesynth.dataset.case import Fold
@@ -44,13 +45,6 @@ from nnunet_lgesynth.pool.generator import (
 
 RESAMPLES = 2000
 TERTILES = ("small", "middle", "large")
-COLUMNS = {"Dice > 0.6, own judge": "dice_pass_own",
-           "Dice > 0.6, independent": "dice_pass_independent",
-           "whole QC, own judge": "qc_pass_own", "whole QC, independent": "qc_pass_independent",
-           "feature distance": "feature_distance", "burden error": "burden_error",
-           "transmurality error": "transmurality_error", "SSIM in place": "ssim_crop",
-           "RMSE in place": "rmse_crop", "shortcut AUC": "shortcut_auc", "seam AUC": "seam_auc",
-           "s per accepted": "seconds_per_accepted"}
 IN_PLACE_SEEDS = 4
 LEAST_CROPS = 8               # fewer have no distance
 COMPARED = 3
@@ -111,7 +105,7 @@ class Bench:
                            for z, m in d.real_masks(h, self.roles)]
         asked = [r.pixels / patients[r.case].anatomy.myocardium[r.z].sum() for r in requests]
         self.cuts = np.quantile(asked, [1 / 3, 2 / 3])
-        self.real_of = [h.case.identifier for h, _, _ in self.real_scars]
+        self.real_of = np.array([h.case.identifier for h, _, _ in self.real_scars])
         self.real_features = self._real_features() if looks else None
         self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first arms
 
@@ -127,17 +121,18 @@ class Bench:
         """Real scar slices of the validation patients, by both judges."""
         rows, here = [], self._about("real", None)
         for name, found in self.real_rows.items():
-            passed, tertile = self._passed(here, name, found), self._tertiles(found)
-            parts = [np.mean([r["found"] for r, t in zip(found, tertile) if t == k])
-                     for k in range(len(TERTILES)) if k in tertile]
-            rows += [*passed, number_row(here, f"dice_pass_{name}_as_asked", float(np.mean(parts)),
-                                         n=len(found), unit="fraction")] if found else passed
+            rows += self._passed(here, name, found)
+            if found:
+                passed, tertile = np.array([r["found"] for r in found]), self._tertiles(found)
+                parts = [passed[tertile == k].mean() for k in np.unique(tertile)]
+                rows.append(number_row(here, f"dice_pass_{name}_as_asked", float(np.mean(parts)),
+                                       n=len(found), unit="fraction"))
             if name == "own":
                 rows += self._control(here, found)
         if self.looks:
             val = self._validation()
             rows += self._distances(here, self.real_features[~val], self.real_features[val],
-                                    *(np.array(self.real_of)[part] for part in (~val, val)))
+                                    self.real_of[~val], self.real_of[val])
         return rows
 
     def _validation(self) -> np.ndarray:
@@ -259,7 +254,7 @@ class Bench:
         rows = self._distances(here, mine, self.real_features, patients, self.real_of)
         val = self._validation()
         rows += self._distances(here, mine, self.real_features[val], patients,
-                                np.array(self.real_of)[val], "_to_validation")
+                                self.real_of[val], "_to_validation")
         for arm, theirs in self.compared.items():
             if len(mine) >= LEAST_CROPS <= len(self.real_features):
                 rows.append(number_row(
@@ -305,43 +300,6 @@ def _row(here: dict, metric: str, values: np.ndarray, patients: Sequence[str],
 
     bounds = interval(len(members), of_patients, RESAMPLES)
     return number_row(here, metric, statistic(values), *bounds, n=len(values), unit=unit)
-
-
-def table(rows: list[dict]) -> str:
-    """The rows as text: one line a metric (and burden tertile), one column an arm."""
-    arms = list(dict.fromkeys(r["arm"] for r in rows))
-    keys = list(dict.fromkeys((r["metric"], r["split"].partition(", fold ")[2].partition(", ")[2])
-                              for r in rows))
-    lines = [f"{'':38}" + "".join(f"{a[:24]:>26}" for a in arms)]
-    for metric, part in keys:
-        cells = []
-        for arm in arms:
-            mine = [r for r in rows if r["arm"] == arm and r["metric"] == metric
-                    and r["split"].endswith(part) and (part or "burdens" not in r["split"])]
-            cells.append(f"{cell(mine[0]) if mine else '-':>26}")
-        lines.append(f"{metric + (' (' + part + ')' if part else ''):38}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def whole(rows: list[dict]) -> list[dict]:
-    """The rows that are not of a part of the requests."""
-    return [r for r in rows if "burdens" not in r["split"]]
-
-
-def markdown(rows: list[dict]) -> str:
-    """The whole rows: one line an arm."""
-    lines = [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for arm in dict.fromkeys(r["arm"] for r in rows):
-        mine = {r["metric"]: r for r in whole(rows) if r["arm"] == arm}
-        cells = [cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cell(row: dict) -> str:
-    """A row's value and interval."""
-    bounds = "" if row["low"] is None else f" ({row['low']:.3f}, {row['high']:.3f})"
-    return f"{row['value']:.3f}{bounds}"
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from benchmarks import exit_code, result_file, testset
-from benchmarks.generator import Bench, whole
+from benchmarks.generator import Bench
 from benchmarks.judges import load_judges
+from benchmarks.tables import whole
 from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter

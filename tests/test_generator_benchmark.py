@@ -12,8 +12,9 @@ from tiny_inpaint import haar_config
 from tiny_nnunet import write_tiny_model
 
 from benchmarks import drafts, realism, testset
-from benchmarks.generator import COLUMNS, Bench, _beside, _row, markdown, table
+from benchmarks.generator import Bench, _beside, _row
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
+from benchmarks.tables import COLUMNS, markdown, table
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.generators.inpaint.train import fit
 from nnunet_lgesynth.generators.paint import Painter

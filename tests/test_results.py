@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.generator import cell, markdown, whole
+from benchmarks.tables import PASS_RATES, cell, markdown, whole
 from nnunet_lgesynth.anatomy.priors import PRIORS
 from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
 from nnunet_lgesynth.benchmark.report import markdown_table
@@ -108,14 +108,11 @@ def test_the_docs_show_the_committed_measures_of_control():
 
 
 def curve_table(rows: list[dict]) -> str:
-    columns = {"Dice > 0.6, own judge": "dice_pass_own",
-               "Dice > 0.6, independent": "dice_pass_independent",
-               "whole QC, own judge": "qc_pass_own", "whole QC, independent": "qc_pass_independent"}
-    lines = [f"| reward steps | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| reward steps | {' | '.join(PASS_RATES)} |", "|---" * (len(PASS_RATES) + 1) + "|"]
     for split in dict.fromkeys(r["split"] for r in whole(rows)):
         name = split.partition("reward step ")[2] or "real scar slices"
         mine = {r["metric"]: r for r in rows if r["split"] == split}
-        lines.append(f"| {name} | {' | '.join(cell(mine[m]) for m in columns.values())} |")
+        lines.append(f"| {name} | {' | '.join(cell(mine[m]) for m in PASS_RATES.values())} |")
     return "\n".join(lines)
 
 
