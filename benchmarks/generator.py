@@ -10,7 +10,8 @@ the feather, as published; `qc_pass` the whole quality control, of which the bou
 found elsewhere is the strict part. Real scar slices are asked for the same Dice; `_as_asked`
 weights their burden tertiles as the requests have them.
 Pass rates and feature distances are compared with those of the first three arms, so name "paint",
-the plain ControlNet and the full model first. Rows that the file holds of other arms stay.
+the plain ControlNet and the full model first. Rows that the file holds of other arms stay; the
+file of the same name and .csv has a line for every draft and judge.
 Intervals are over patients: those painted into, and for distances the real scars' as well.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
@@ -26,11 +27,11 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import drafts as d
-from benchmarks import exit_code, realism, result_file, testset
+from benchmarks import exit_code, realism, records, result_file, testset
 from benchmarks.judges import load_judges
 from benchmarks.tables import table
 from nnunet_lgesynth.benchmark.compare import interval, number_row
-from nnunet_lgesynth.config import QCConfig, UserError, named_preset, write_json
+from nnunet_lgesynth.config import QCConfig, UserError, named_preset
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import read_subjects
@@ -66,17 +67,8 @@ def main() -> None:
     rows = bench.real()
     for name in names:
         rows += bench.arm(name, device)
-        write_json(arguments.o, _beside(arguments.o, rows))
+        records.write(arguments.o, rows, bench.lines)
     print(table(rows))
-
-
-def _beside(path: Path, rows: list[dict]) -> list[dict]:
-    """The rows with those that the file holds of other arms, each arm at its place."""
-    earlier = json.loads(path.read_text()) if path.exists() else []
-    places = list(dict.fromkeys(r["arm"] for r in earlier + rows))
-    measured = {r["arm"] for r in rows}
-    kept = [r for r in earlier if r["arm"] not in measured]
-    return sorted(kept + rows, key=lambda r: places.index(r["arm"]))
 
 
 def _arguments():
@@ -108,6 +100,7 @@ class Bench:
         self.real_of = np.array([h.case.identifier for h, _, _ in self.real_scars])
         self.real_features = self._real_features() if looks else None
         self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first arms
+        self.lines: list[dict] = []                                # one a draft and judge
 
     def _real_features(self) -> np.ndarray:
         return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
@@ -175,6 +168,7 @@ class Bench:
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
             by_judge[judge] = found
+            self.lines += records.of_requests(arm, judge, found)
             rows += self._passed(here, judge, found)
             values |= {f"{metric}_{judge}": np.array([r[key] for r in found], float)
                        for metric, key in PASSES.items()}

@@ -1,5 +1,6 @@
 """Laws of `benchmarks.generator`: a fixed test set, distances and classifiers that can tell."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -11,8 +12,8 @@ from tiny_fold import write_tiny_fold
 from tiny_inpaint import haar_config
 from tiny_nnunet import write_tiny_model
 
-from benchmarks import drafts, realism, testset
-from benchmarks.generator import Bench, _beside, _row
+from benchmarks import drafts, realism, records, testset
+from benchmarks.generator import Bench, _row
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
 from benchmarks.tables import COLUMNS, markdown, table
 from nnunet_lgesynth.config import QCConfig, UserError
@@ -215,9 +216,30 @@ def test_arms_measured_again_keep_their_place_among_the_others(tmp_path):
         return [{"arm": arm, "value": v} for arm, v in arms.items()]
 
     path = tmp_path / "rows.json"
-    assert _beside(path, rows(real=1, paint=2)) == rows(real=1, paint=2)
-    path.write_text(json.dumps(rows(real=1, paint=2, plain=3)))
-    assert _beside(path, rows(real=4, full=5)) == rows(real=4, paint=2, plain=3, full=5)
+    records.write(path, rows(real=1, paint=2, plain=3), [])
+    records.write(path, rows(real=4, full=5), [])
+    assert json.loads(path.read_text()) == rows(real=4, paint=2, plain=3, full=5)
+
+
+def test_every_draft_has_a_line_that_its_arms_numbers_can_be_computed_from(
+        fold, patients, requests, tmp_path):
+    judge = Segmenter.load_fold(write_tiny_model(tmp_path / "results"), "cpu")
+    path, arms = tmp_path / "rows.json", {}
+    for arm in ("first", "second", "first"):
+        bench = Bench(fold, patients, requests, {"own": judge, "independent": judge}, ABOUT, False)
+        arms[arm] = bench.measure(Painter(), None, arm)
+        records.write(path, arms[arm], bench.lines)
+    with path.with_suffix(".csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(x["arm"], x["judge"], int(x["request"])) for x in lines] == [
+        (a, j, k) for a in ("first", "second") for j in ("own", "independent") for k in range(12)]
+    assert [x["case"] for x in lines[:12]] == [r.case for r in requests]
+    own = lines[:12]
+    for metric, name, statistic in (("dice_pass_own", "found", np.mean),
+                                    ("qc_pass_own", "accepted", np.mean),
+                                    ("burden_error", "burden_error", np.median)):
+        told = next(r["value"] for r in arms["first"] if r["metric"] == metric)
+        assert np.isclose(told, statistic([float(x[name]) for x in own]), atol=1e-4)
 
 
 def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):
