@@ -1,8 +1,20 @@
-"""The rows of `benchmarks.generator` for reading: as text, and as the tables of docs/samples.md."""
+"""The rows of `benchmarks.generator` for reading: as text, and as the tables of docs/samples.md.
+
+    python -m benchmarks.tables generator_fold0.json      prints the Markdown tables
+"""
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "PASS_RATES", "cell", "markdown", "table", "whole"]
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["COLUMNS", "GOALS", "PASS_RATES", "Goal", "cell", "goals", "markdown", "table",
+           "tertiles", "whole"]
 
 PASS_RATES = {"Dice > 0.6, own judge": "dice_pass_own",
               "Dice > 0.6, independent": "dice_pass_independent",
@@ -14,20 +26,59 @@ COLUMNS = {**PASS_RATES, "feature distance": "feature_distance", "burden error":
            "s per accepted": "seconds_per_accepted"}
 
 
+@dataclass(frozen=True)
+class Goal:
+    """A bound on a metric, or on its 95 % interval's upper end (`of_high`)."""
+
+    title: str
+    metric: str
+    least: float = -np.inf
+    most: float = np.inf
+    of_high: bool = False
+
+    def reached(self, row: dict) -> bool:
+        value = row["high"] if self.of_high else row["value"]
+        if value is None:
+            return False
+        return self.least <= value and (value < self.most if self.of_high else value <= self.most)
+
+
+GOALS = (
+    Goal("Dice > 0.6, own judge: at least 0.60", "dice_pass_own", least=0.6),
+    Goal("... and 1.1 x the real slices'", "dice_pass_own_to_real", least=1.1),
+    Goal("Dice > 0.6, independent judge: at least 0.50", "dice_pass_independent", least=0.5),
+    Goal("... and 0.8 x the own judge's", "dice_pass_independent_to_own", least=0.8),
+    Goal("pixels changed outside the feather: none", "changed_outside", most=0),
+    Goal("burden error: median at most 0.15", "burden_error", most=0.15),
+    Goal("segment Jaccard: median at least 0.80", "segment_jaccard", least=0.8),
+    Goal("transmurality error: median at most 0.15", "transmurality_error", most=0.15),
+    Goal("feature distance below the painter's, interval clear of 0",
+         "feature_distance_diff_vs_paint", most=0, of_high=True),
+    Goal("feature distance below the plain ControlNet's, interval clear of 0",
+         "feature_distance_diff_vs_plain", most=0, of_high=True),
+    Goal("shortcut AUC: upper bound below 0.60", "shortcut_auc", most=0.6, of_high=True),
+    Goal("seam AUC: upper bound below 0.60", "seam_auc", most=0.6, of_high=True),
+    Goal("seconds per accepted sample: at most 1", "seconds_per_accepted", most=1),
+)
+
+
 def table(rows: list[dict]) -> str:
     """The rows as text: one line a metric (and burden tertile), one column an arm."""
     arms = list(dict.fromkeys(r["arm"] for r in rows))
-    keys = list(dict.fromkeys((r["metric"], r["split"].partition(", fold ")[2].partition(", ")[2])
-                              for r in rows))
+    keys = list(dict.fromkeys((r["metric"], part_of(r)) for r in rows))
     lines = [f"{'':38}" + "".join(f"{a[:24]:>26}" for a in arms)]
     for metric, part in keys:
         cells = []
         for arm in arms:
-            mine = [r for r in rows if r["arm"] == arm and r["metric"] == metric
-                    and r["split"].endswith(part) and (part or "burdens" not in r["split"])]
+            mine = [r for r in rows if (r["arm"], r["metric"], part_of(r)) == (arm, metric, part)]
             cells.append(f"{cell(mine[0]) if mine else '-':>26}")
         lines.append(f"{metric + (' (' + part + ')' if part else ''):38}" + "".join(cells))
     return "\n".join(lines)
+
+
+def part_of(row: dict) -> str:
+    """Which requests a row is of: "" all, or a third of the burdens."""
+    return row["split"].partition(", fold ")[2].partition(", ")[2]
 
 
 def whole(rows: list[dict]) -> list[dict]:
@@ -35,17 +86,89 @@ def whole(rows: list[dict]) -> list[dict]:
     return [r for r in rows if "burdens" not in r["split"]]
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict], columns: dict[str, str] = COLUMNS) -> str:
     """The whole rows: one line an arm."""
-    lines = [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in dict.fromkeys(r["arm"] for r in rows):
         mine = {r["metric"]: r for r in whole(rows) if r["arm"] == arm}
-        cells = [cell(mine[m]) if m in mine else "-" for m in COLUMNS.values()]
+        cells = [cell(mine[m]) if m in mine else "-" for m in columns.values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tertiles(rows: list[dict]) -> str:
+    """Pass rates by burden tertile: one line a tertile and arm."""
+    lines = [f"| burdens | arm | {' | '.join(PASS_RATES)} |", "|---" * (len(PASS_RATES) + 2) + "|"]
+    parts = [r for r in rows if "burdens" in r["split"]]
+    for part in dict.fromkeys(map(part_of, parts)):
+        for arm in dict.fromkeys(r["arm"] for r in parts):
+            mine = {r["metric"]: r for r in parts if (r["arm"], part_of(r)) == (arm, part)}
+            cells = [cell(mine[m]) if m in mine else "-" for m in PASS_RATES.values()]
+            lines.append(f"| {part.removesuffix(' burdens')} | {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def goals(rows: list[dict], preset: str, plain: str) -> str:
+    """The goals, one line each: mean, lowest and highest over the preset's seeds, and how many of
+    them reach it; beside what real slices, the painter and the `plain` arm have."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in whole(rows):
+        found.setdefault(row["arm"], {})[row["metric"]] = row
+    for mine in found.values():
+        _add_ratios(mine, found["real"], plain)
+    seeds = [mine for arm, mine in found.items() if arm.partition("-seed")[0] == preset]
+    lines = [f"| goal | real | paint | {plain} | {preset}: mean of {len(seeds)} seeds (lowest to "
+             "highest) | reached |", "|---" * 6 + "|"]
+    for goal in GOALS:
+        mine = [s[goal.metric] for s in seeds if goal.metric in s]
+        values = [r["high"] if goal.of_high else r["value"] for r in mine]
+        others = [_value(found.get(arm, {}).get(goal.metric), goal)
+                  for arm in ("real", "paint", plain)]
+        told = f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+        lines.append(f"| {goal.title} | {' | '.join(others)} | {told} | "
+                     f"{sum(map(goal.reached, mine))} of {len(mine)} |")
+    return "\n".join(lines)
+
+
+def _add_ratios(mine: dict[str, dict], real: dict[str, dict], plain: str) -> None:
+    """Add what goals are put in and no row holds: ratios, and the difference to the plain arm."""
+    for name, metric, other in (
+            ("dice_pass_own_to_real", "dice_pass_own", real.get("dice_pass_own")),
+            ("dice_pass_independent_to_own", "dice_pass_independent", mine.get("dice_pass_own"))):
+        if metric in mine and other and other["value"]:
+            mine[name] = {"value": mine[metric]["value"] / other["value"], "high": None}
+    if f"feature_distance_diff_vs_{plain}" in mine:
+        mine["feature_distance_diff_vs_plain"] = mine[f"feature_distance_diff_vs_{plain}"]
+
+
+def _value(row: dict | None, goal: Goal) -> str:
+    value = row and (row["high"] if goal.of_high else row["value"])
+    return "-" if value is None else f"{value:.3f}"
 
 
 def cell(row: dict) -> str:
     """A row's value and interval."""
     bounds = "" if row["low"] is None else f" ({row['low']:.3f}, {row['high']:.3f})"
     return f"{row['value']:.3f}{bounds}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", type=_rows, help="JSON file of benchmarks.generator")
+    parser.add_argument("--preset", default="roi-cpu")
+    parser.add_argument("--plain", default="roi-cpu-plain", help="arm without reward")
+    arguments = parser.parse_args(words)
+    print("\n\n".join((markdown(arguments.rows), tertiles(arguments.rows),
+                       goals(arguments.rows, arguments.preset, arguments.plain))))
+
+
+def _rows(name: str) -> list[dict]:
+    try:
+        return json.loads(Path(name).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{name} is no file of result rows ({error}); name one "
+                                         "that benchmarks.generator has written") from error
+
+
+if __name__ == "__main__":
+    main()
