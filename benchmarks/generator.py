@@ -18,7 +18,6 @@ Without `--judges` the own judge is the one that tuned the generator, and there 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,12 +32,12 @@ from benchmarks.tables import table
 from nnunet_lgesynth.benchmark.compare import interval, number_row
 from nnunet_lgesynth.config import QCConfig, UserError, named_preset
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.fitted import preset_of, read_fitted
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import read_subjects
 from nnunet_lgesynth.pool.generator import (
     find_inpainter,
     judge_of,
-    preset_of,
     refuse_leak,
     refuse_other_settings,
     usable_device,
@@ -144,7 +143,8 @@ class Bench:
 
         folder = Path(name)
         generator, preset = Inpainter.load(folder, device), preset_of(folder)
-        told, named = json.loads((folder / "config.json").read_text()), named_preset(preset)
+        told = read_fitted(folder, "train", "config", "reward", "minutes")
+        named = named_preset(preset)
         refuse_leak(told["train"], self.fold, folder)
         if named is not None:
             refuse_other_settings(told["config"], named, folder)

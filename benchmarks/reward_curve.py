@@ -25,6 +25,7 @@ from benchmarks.judges import load_judges
 from benchmarks.tables import whole
 from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.fitted import is_fitted
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, leave
 from nnunet_lgesynth.pool.generator import usable_device
@@ -69,7 +70,7 @@ def _fit(fold: Fold, config, folder: Path, device, reward, start: Path | None) -
             shutil.copy(folder / "state" / "checkpoint.pt", kept / f"{step - 1:05d}.pt")
 
     fit(fold, config, folder, device, reward, resume=(folder / "state").is_dir()
-        or (folder / "config.json").is_file(), start=start, progress=keep)
+        or is_fitted(folder), start=start, progress=keep)
 
 
 def snapshots(folder: Path, device):

@@ -209,12 +209,13 @@ def _judge(target: Target):
 
 def _generator(target: Target):
     from nnunet_lgesynth.dataset.case import Fold
+    from nnunet_lgesynth.generators.fitted import RECORD
     from nnunet_lgesynth.pool.generator import judge_of
 
     pattern = generator_folder("", target.name, "*", target.plans, target.configuration,
                                target.fold)
     results = target.folder("nnUNet_results").parent
-    fitted = [p.parent for p in sorted(results.glob(str(pattern / "config.json")))]
+    fitted = [p.parent for p in sorted(results.glob(str(pattern / RECORD)))]
     if os.environ.get("LGESYNTH_GENERATOR"):
         fitted = [Path(os.environ["LGESYNTH_GENERATOR"])]
     refit = f"lgesynth fit {target.flags}"

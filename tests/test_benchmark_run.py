@@ -362,7 +362,7 @@ def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     with pytest.raises(UserError, match=r"1 validation cases of fold 0 \(first: v1\)"):
         go(workspace, ["real", "lgesynth"], plan_only=True)
     (folder / "config.json").write_text(json.dumps({"val": []}))
-    with pytest.raises(UserError, match="which cases"):
+    with pytest.raises(UserError, match=r"lacks \['config', 'train'\]"):
         go(workspace, ["lgesynth"], plan_only=True)
 
 

@@ -20,6 +20,7 @@ from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
 from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
+from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
 __all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
@@ -137,7 +138,7 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
             jobs.append(training_job(settings, training))
     for fold in settings.folds:
         waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
-        if waiting and (fold_generator(settings, fold) / "config.json").is_file():
+        if waiting and is_fitted(fold_generator(settings, fold)):
             _refuse_lost_judge(settings, fold)
             judge_of(fold_generator(settings, fold), folds[fold], "cpu")
         elif waiting:
@@ -212,16 +213,11 @@ def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
         return
     for number, fold in folds.items():
         folder = fold_generator(settings, number)
-        if not (folder / "config.json").is_file():
+        if not is_fitted(folder):
             continue                       # not fitted yet
-        try:
-            told = json.loads((folder / "config.json").read_text())
-            seen, fitted = told["train"], told["config"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}/config.json does not tell which cases the generator was "
-                            f"fitted on, or how ({error!r}); fit it again.") from error
-        refuse_other_settings(fitted, PRESETS[settings.preset], folder)
-        refuse_leak(seen, fold, folder)
+        told = read_fitted(folder, "train", "config")
+        refuse_other_settings(told["config"], PRESETS[settings.preset], folder)
+        refuse_leak(told["train"], fold, folder)
 
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
@@ -239,7 +235,7 @@ def _stock_fold(settings: Settings, fold: int) -> Path:
 def _refuse_lost_judge(settings: Settings, fold: int) -> None:
     """A fitted generator works only with the judge that tuned it."""
     folder = fold_generator(settings, fold)
-    reward = json.loads((folder / "config.json").read_text()).get("reward")
+    reward = read_fitted(folder).get("reward")
     places = [_stock_fold(settings, fold) / "checkpoint_final.pth"]
     if reward is not None:
         places.append(Path(reward["checkpoint"]))

@@ -23,11 +23,12 @@ from nnunet_lgesynth.config import (
     preset_flags,
 )
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.generators.fitted import RECORD, is_fitted, preset_of, read_fitted
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
-__all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator", "preset_of",
+__all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator",
            "refuse_leak", "refuse_other_settings", "usable_device"]
 
 
@@ -45,7 +46,7 @@ def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bo
     if judged:
         judge = judge_of(folder, fold, device)
     else:
-        judge = refuse_leak(_read_config(folder)["train"], fold, folder)
+        judge = refuse_leak(read_fitted(folder, "train")["train"], fold, folder)
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
     return Inpainter.load(folder, device), judge
@@ -54,7 +55,7 @@ def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bo
 def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
     """The judge that tuned the generator in `folder`; `UserError` where that generator must not be
     used in this fold: it saw validation cases, its judge did, or that judge is another one now."""
-    config = _read_config(folder)
+    config = read_fitted(folder, "train", "reward")
     refuse_leak(config["train"], fold, folder)
     judge = Segmenter.load_fold(_judge_folder(config, fold), device)
     judge.check_fold(fold)
@@ -119,13 +120,13 @@ def find_inpainter(fold: Fold) -> Path:
     told = os.environ.get("LGESYNTH_GENERATOR")
     remedy = _fit_command(fold)
     if told:
-        if not (Path(told) / "config.json").is_file():
-            raise UserError(f"LGESYNTH_GENERATOR={told} holds no fitted generator (config.json); "
+        if not is_fitted(Path(told)):
+            raise UserError(f"LGESYNTH_GENERATOR={told} holds no fitted generator ({RECORD}); "
                             f"run: {remedy}")
         return Path(told)
     pattern = generator_folder(nnunet_path("nnUNet_results"), fold.dataset, "*", fold.plans_name,
                                fold.configuration, fold.fold)
-    fitted = sorted(pattern.parent.parent.glob(f"{pattern.parent.name}/{pattern.name}/config.json"),
+    fitted = sorted(pattern.parent.parent.glob(f"{pattern.parent.name}/{pattern.name}/{RECORD}"),
                     key=lambda p: p.stat().st_mtime)
     if not fitted:
         raise UserError(f"No generator is fitted for {fold.dataset}, {fold.configuration}, fold "
@@ -138,11 +139,6 @@ def _fit_command(fold: Fold) -> str:
             f"-p {fold.plans_name}")
 
 
-def preset_of(folder: Path) -> str:
-    """The preset of a generator, from the name of its fold folder's parent."""
-    return folder.parent.name.removeprefix("LGESynth_").partition("__")[0]
-
-
 def refuse_other_settings(fitted: dict, preset: FitConfig, folder: Path) -> None:
     """Raise `UserError` where a generator's config is not the preset's, under whose name its
     results would be recorded."""
@@ -153,17 +149,6 @@ def refuse_other_settings(fitted: dict, preset: FitConfig, folder: Path) -> None
         raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
                         f"{preset.preset} has it; move the folder away and fit anew: lgesynth fit "
                         f"{preset_flags(preset.preset)}")
-
-
-def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        missing = {"train", "reward"} - set(config)
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}/config.json is not readable ({error}); fit again.") from error
-    if missing:
-        raise UserError(f"{folder}/config.json lacks {sorted(missing)}; fit again.")
-    return config
 
 
 def _judge_folder(config: dict, fold: Fold) -> Path:

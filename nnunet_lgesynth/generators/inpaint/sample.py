@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
 
 from nnunet_lgesynth.anatomy.priors import Prior
-from nnunet_lgesynth.config import FitConfig, UserError, from_dict, preset_flags
+from nnunet_lgesynth.config import FitConfig, UserError, from_dict
 from nnunet_lgesynth.generators.condition import Condition
+from nnunet_lgesynth.generators.fitted import fit_command, read_fitted
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 
@@ -56,17 +57,14 @@ class Inpainter:
     def load(cls, folder: str | Path, device: str | torch.device) -> Inpainter:
         """Read a fitted `LGESynth_<preset>__<plans>__<configuration>/fold_k` folder."""
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            state = "is not fitted to its end" if folder.is_dir() else "does not exist"
-            raise UserError(f"The inpainter {folder} {state}; run: {_fit_command(folder)}")
+        record = read_fitted(folder, "config", "hash")
         try:
-            record = json.loads((folder / "config.json").read_text())
             prior = Prior.from_dict(json.loads((folder / "prior.json").read_text()))
             config = from_dict(FitConfig, record["config"])
             return cls(Networks.load(folder, device), config, prior, record["hash"])
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"The inpainter {folder} is damaged ({error}); delete the folder and "
-                            f"run: {_fit_command(folder)}") from error
+                            f"run: {fit_command(folder)}") from error
 
     def drafts(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[np.ndarray]:
         """One normalised draft (P, P) float32 a condition; sample k depends on k alone."""
@@ -192,14 +190,3 @@ def _blend(networks: Networks, latents: torch.Tensor, known: torch.Tensor, noise
         known = signal * known + sigma * noise
     return torch.where(region > 0, latents, known)
 
-
-def _fit_command(folder: Path) -> str:
-    parts = folder.parent.name.removeprefix("LGESynth_").split("__")
-    if len(parts) != 3 or not folder.name.startswith("fold_"):
-        return "lgesynth fit -d DATASET_ID -c 2d -f FOLD"
-    preset, plans, configuration = parts
-    plans_flag = "" if plans == "nnUNetPlans" else f" -p {plans}"
-    dataset = folder.parent.parent.name.removeprefix("Dataset").split("_")[0]
-    dataset = str(int(dataset)) if dataset.isdigit() else dataset
-    return (f"lgesynth fit -d {dataset} -c {configuration} -f {folder.name[5:]}{plans_flag} "
-            f"{preset_flags(preset)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nnunet_lgesynth.config import FitConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 from nnunet_lgesynth.generators.inpaint.progress import Progress, read_checkpoint
 from nnunet_lgesynth.judge.segmenter import Segmenter
@@ -28,7 +29,7 @@ LATER = ("preset", "reward_steps", "reward_learning_rate", "reward_weight", "rew
 
 def refuse_existing(folder: Path, resume: bool) -> None:
     """Raise `UserError` where a fit into `folder` would overwrite one."""
-    if not resume and (folder / "config.json").is_file():
+    if not resume and is_fitted(folder):
         raise UserError(f"{folder} is fitted already; use it as it is, or delete it to fit anew.")
     if not resume and (folder / "state").is_dir():
         raise UserError(f"{folder} holds an interrupted fit; go on with --resume, or delete it.")
@@ -38,7 +39,7 @@ def identity_of(fold: Fold, config: FitConfig, reward: Segmenter | None,
                 start: Path | None) -> dict:
     """What an interrupted fit must share with the one that goes on."""
     return {"config": dataclasses.asdict(config), "train": list(fold.train),
-            "start": None if start is None else _read_fitted(start)["hash"],
+            "start": None if start is None else read_fitted(start, "hash")["hash"],
             "reward": None if reward is None else
             {"checkpoint": str(reward.source), "hash": reward.hash}}
 
@@ -57,7 +58,7 @@ def state_of(identity: dict, networks: Networks, record: Progress, done: list[st
 
 def read_finished(folder: Path, identity: dict) -> dict:
     """config.json of a finished fit; `UserError` where that fit was another one."""
-    record = _read_fitted(folder)
+    record = read_fitted(folder, "config", "train", "reward")
     changed = [k for k in ("config", "train", "reward")
                if record.get(k) != json.loads(json.dumps(identity[k]))]
     if changed:
@@ -87,7 +88,8 @@ def restore_weights(networks: Networks, state: dict) -> None:
 def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) -> list[str]:
     """Take over VAE, U-Net and text encoder of another fit, which must have been built alike, and
     its ControlNet, if it was fitted alike and met no reward; returns the stages this saves."""
-    record, mine = _read_fitted(start), json.loads(json.dumps(dataclasses.asdict(config)))
+    record = read_fitted(start, "config", "minutes", "train")
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
     theirs = record["config"]
     unseen = sorted(set(record["train"]) - set(fold.train))
     if unseen:
@@ -104,16 +106,3 @@ def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) 
         networks.modules[name].load_state_dict(loaded.modules[name].state_dict())
     networks.set_latent_scale(loaded.vae.config.latents_mean, loaded.vae.config.latents_std)
     return ["vae", "unet", *["controlnet"] * plain]
-
-
-def _read_fitted(folder: Path) -> dict:
-    try:
-        record = json.loads((folder / "config.json").read_text())
-        missing = {"config", "hash", "minutes", "train"} - set(record)
-        reason = f"config.json lacks {sorted(missing)}" if missing else None
-    except (OSError, json.JSONDecodeError) as error:
-        record, reason = {}, str(error)
-    if reason:
-        raise UserError(f"{folder} holds no fitted generator ({reason}); give the fold folder that "
-                        "lgesynth fit has written.")
-    return record

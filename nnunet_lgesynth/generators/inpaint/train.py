@@ -36,6 +36,7 @@ from tqdm import tqdm
 from nnunet_lgesynth import __version__
 from nnunet_lgesynth.config import FitConfig, UserError, config_hash, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.fitted import RECORD, is_fitted
 from nnunet_lgesynth.generators.inpaint.batch import STAGES, Draws
 from nnunet_lgesynth.generators.inpaint.data import SliceSet
 from nnunet_lgesynth.generators.inpaint.networks import Networks, build, build_controlnet
@@ -97,7 +98,7 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     progress : called as (stage, steps done, loss) after every step.
     """
     folder = Path(folder)
-    if resume and (folder / "config.json").is_file():
+    if resume and is_fitted(folder):
         return read_finished(folder, identity_of(fold, config, reward, start))
     refuse_existing(folder, resume)
     if reward is not None:
@@ -280,7 +281,7 @@ def _finish(folder: Path, fold: Fold, config: FitConfig, networks: Networks, rec
               "version": __version__,
               "minutes": {k: round(v, 2) for k, v in record.minutes.items()}}
     record.log(f"fitted, generator {result['hash']}")
-    write_json(folder / "config.json", result)
+    write_json(folder / RECORD, result)
     shutil.rmtree(folder / "state", ignore_errors=True)
     return result
 
