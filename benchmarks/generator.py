@@ -10,8 +10,8 @@ the feather, as published; `qc_pass` the whole quality control, of which the bou
 found elsewhere is the strict part. Real scar slices are asked for the same Dice; `_as_asked`
 weights their burden tertiles as the requests have them.
 Pass rates and feature distances are compared with those of the first three arms, so name "paint",
-the plain ControlNet and the full model first. Rows that the file holds of other arms stay; the
-file of the same name and .csv has a line for every draft and judge.
+the plain ControlNet and the full model first. Rows that the file holds of other arms stay, if they
+are of the same requests and judges; the .csv beside it has a line for every slice and judge.
 Intervals are over patients: those painted into, and for distances the real scars' as well.
 Without `--judges` the own judge is the one that tuned the generator, and there is no other.
 """
@@ -62,12 +62,21 @@ def main() -> None:
     judges = load_judges(arguments.judges, fold, device) if arguments.judges else \
         {"own": judge_of(Path(names[-1]), fold, device)}
     about = testset.about("generator", fold, arguments.device)
+    _refuse_twice(names)
     bench = Bench(fold, patients, requests, judges, about, not arguments.quick)
+    records.refuse_others(arguments.o, bench.about, len(requests))
     rows = bench.real()
     for name in names:
         rows += bench.arm(name, device)
         records.write(arguments.o, rows, bench.lines)
     print(table(rows))
+
+
+def _refuse_twice(names: list[str]) -> None:
+    arms = [name if name == "paint" else preset_of(Path(name)) for name in names]
+    if twice := sorted({a for a in arms if arms.count(a) > 1}):
+        raise UserError(f"--generators names {', '.join(twice)} twice, and rows are told apart by "
+                        "preset; measure one of them into another file.")
 
 
 def _arguments():
@@ -86,7 +95,9 @@ class Bench:
     def __init__(self, fold: Fold, patients: dict, requests: Sequence, judges: dict, about: dict,
                  looks: bool):
         self.fold, self.patients, self.requests, self.judges = fold, patients, requests, judges
-        self.about, self.looks, self.qc = about, looks, QCConfig()
+        hashes = {f"judge_{name}": judge.hash for name, judge in judges.items()}
+        self.about = {**about, "versions": {**about["versions"], **hashes}}
+        self.looks, self.qc = looks, QCConfig()
         self.roles = fold.info.roles
         self.real_rows = {n: d.judge_real(patients, j, self.roles, self.qc)
                           for n, j in judges.items()}
@@ -99,7 +110,7 @@ class Bench:
         self.real_of = np.array([h.case.identifier for h, _, _ in self.real_scars])
         self.real_features = self._real_features() if looks else None
         self.compared: dict[str, dict[str, np.ndarray]] = {}       # values of the first arms
-        self.lines: list[dict] = []                                # one a draft and judge
+        self.lines: list[dict] = []                                # one a slice and judge
 
     def _real_features(self) -> np.ndarray:
         return realism.features([realism.window(h.intensities.apply(h.lge[z]), m[z] > 0)
@@ -114,6 +125,7 @@ class Bench:
         rows, here = [], self._about("real", None)
         for name, found in self.real_rows.items():
             rows += self._passed(here, name, found)
+            self.lines += records.of_slices("real", name, found)
             if found:
                 passed, tertile = np.array([r["found"] for r in found]), self._tertiles(found)
                 parts = [passed[tertile == k].mean() for k in np.unique(tertile)]
@@ -168,7 +180,7 @@ class Bench:
         for judge, segmenter in self.judges.items():
             found, spent = d.judge_drafts(scars, segmenter, self.roles, self.qc)
             by_judge[judge] = found
-            self.lines += records.of_requests(arm, judge, found)
+            self.lines += records.of_slices(arm, judge, found)
             rows += self._passed(here, judge, found)
             values |= {f"{metric}_{judge}": np.array([r[key] for r in found], float)
                        for metric, key in PASSES.items()}

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from nnunet_lgesynth.config import UserError
 
 __all__ = ["COLUMNS", "GOALS", "PASS_RATES", "Goal", "cell", "goals", "markdown", "table",
            "tertiles", "whole"]
@@ -28,37 +31,40 @@ COLUMNS = {**PASS_RATES, "feature distance": "feature_distance", "burden error":
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a metric, or on its 95 % interval's upper end (`of_high`)."""
+    """A bound on a metric, or on the upper end of its 95 % interval (`of_high`)."""
 
     title: str
     metric: str
     least: float = -np.inf
     most: float = np.inf
     of_high: bool = False
+    device: str = ""              # how the device must begin for the goal to be meant
 
     def reached(self, row: dict) -> bool:
         value = row["high"] if self.of_high else row["value"]
-        if value is None:
+        if value is None or not row["device"].startswith(self.device):
             return False
         return self.least <= value and (value < self.most if self.of_high else value <= self.most)
 
 
 GOALS = (
     Goal("Dice > 0.6, own judge: at least 0.60", "dice_pass_own", least=0.6),
-    Goal("... and 1.1 x the real slices'", "dice_pass_own_to_real", least=1.1),
+    Goal("Dice > 0.6, own judge: 1.1 x the real slices'", "dice_pass_own_to_real", least=1.1),
     Goal("Dice > 0.6, independent judge: at least 0.50", "dice_pass_independent", least=0.5),
-    Goal("... and 0.8 x the own judge's", "dice_pass_independent_to_own", least=0.8),
+    Goal("Dice > 0.6, independent judge: 0.8 x the own judge's", "dice_pass_independent_to_own",
+         least=0.8),
     Goal("pixels changed outside the feather: none", "changed_outside", most=0),
     Goal("burden error: median at most 0.15", "burden_error", most=0.15),
     Goal("segment Jaccard: median at least 0.80", "segment_jaccard", least=0.8),
     Goal("transmurality error: median at most 0.15", "transmurality_error", most=0.15),
-    Goal("feature distance below the painter's, interval clear of 0",
+    Goal("feature distance less the painter's: upper bound below 0",
          "feature_distance_diff_vs_paint", most=0, of_high=True),
-    Goal("feature distance below the plain ControlNet's, interval clear of 0",
+    Goal("feature distance less the plain ControlNet's: upper bound below 0",
          "feature_distance_diff_vs_plain", most=0, of_high=True),
     Goal("shortcut AUC: upper bound below 0.60", "shortcut_auc", most=0.6, of_high=True),
     Goal("seam AUC: upper bound below 0.60", "seam_auc", most=0.6, of_high=True),
-    Goal("seconds per accepted sample: at most 1", "seconds_per_accepted", most=1),
+    Goal("seconds per accepted sample on 2 CPU cores: at most 1", "seconds_per_accepted", most=1,
+         device="cpu, 2 CPU cores"),
 )
 
 
@@ -86,12 +92,12 @@ def whole(rows: list[dict]) -> list[dict]:
     return [r for r in rows if "burdens" not in r["split"]]
 
 
-def markdown(rows: list[dict], columns: dict[str, str] = COLUMNS) -> str:
-    """The whole rows: one line an arm."""
+def markdown(rows: list[dict], columns: dict[str, str] = COLUMNS, bounds: bool = True) -> str:
+    """The whole rows: one line an arm, with intervals or without."""
     lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in dict.fromkeys(r["arm"] for r in rows):
         mine = {r["metric"]: r for r in whole(rows) if r["arm"] == arm}
-        cells = [cell(mine[m]) if m in mine else "-" for m in columns.values()]
+        cells = [cell(mine[m], bounds) if m in mine else "-" for m in columns.values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,21 +119,34 @@ def goals(rows: list[dict], preset: str, plain: str) -> str:
     them reach it; beside what real slices, the painter and the `plain` arm have."""
     found: dict[str, dict[str, dict]] = {}
     for row in whole(rows):
-        found.setdefault(row["arm"], {})[row["metric"]] = row
+        if row["metric"] in found.setdefault(row["arm"], {}):
+            raise UserError(f"There are two rows of {row['arm']}, {row['metric']}; goals are of "
+                            "one measurement of an arm.")
+        found[row["arm"]][row["metric"]] = row
     for mine in found.values():
         _add_ratios(mine, found["real"], plain)
-    seeds = [mine for arm, mine in found.items() if arm.partition("-seed")[0] == preset]
+    seeds = [mine for arm, mine in found.items()
+             if re.fullmatch(re.escape(preset) + r"(-seed\d+)?", arm)]
     lines = [f"| goal | real | paint | {plain} | {preset}: mean of {len(seeds)} seeds (lowest to "
              "highest) | reached |", "|---" * 6 + "|"]
     for goal in GOALS:
         mine = [s[goal.metric] for s in seeds if goal.metric in s]
-        values = [r["high"] if goal.of_high else r["value"] for r in mine]
-        others = [_value(found.get(arm, {}).get(goal.metric), goal)
-                  for arm in ("real", "paint", plain)]
-        told = f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
-        lines.append(f"| {goal.title} | {' | '.join(others)} | {told} | "
-                     f"{sum(map(goal.reached, mine))} of {len(mine)} |")
+        others = [found.get(arm, {}).get(goal.metric) for arm in ("real", "paint", plain)]
+        reached = f"{sum(map(goal.reached, mine))} of {len(seeds)}"
+        missing = f", {len(seeds) - len(mine)} not measured" * (len(mine) < len(seeds))
+        cells = [*("-" if r is None else cell(r, goal.of_high) for r in others),
+                 _over_seeds(mine, goal.of_high), reached + missing]
+        lines.append(f"| {goal.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _over_seeds(rows: list[dict], of_high: bool) -> str:
+    if not rows:
+        return "-"
+    values = [r["value"] for r in rows]
+    bounds = [r["high"] for r in rows if r["high"] is not None]
+    told = f", upper bounds to {max(bounds):.3f}" if of_high and bounds else ""
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}){told}"
 
 
 def _add_ratios(mine: dict[str, dict], real: dict[str, dict], plain: str) -> None:
@@ -136,38 +155,40 @@ def _add_ratios(mine: dict[str, dict], real: dict[str, dict], plain: str) -> Non
             ("dice_pass_own_to_real", "dice_pass_own", real.get("dice_pass_own")),
             ("dice_pass_independent_to_own", "dice_pass_independent", mine.get("dice_pass_own"))):
         if metric in mine and other and other["value"]:
-            mine[name] = {"value": mine[metric]["value"] / other["value"], "high": None}
+            mine[name] = {**mine[metric], "value": mine[metric]["value"] / other["value"],
+                          "low": None, "high": None}
     if f"feature_distance_diff_vs_{plain}" in mine:
         mine["feature_distance_diff_vs_plain"] = mine[f"feature_distance_diff_vs_{plain}"]
 
 
-def _value(row: dict | None, goal: Goal) -> str:
-    value = row and (row["high"] if goal.of_high else row["value"])
-    return "-" if value is None else f"{value:.3f}"
-
-
-def cell(row: dict) -> str:
-    """A row's value and interval."""
-    bounds = "" if row["low"] is None else f" ({row['low']:.3f}, {row['high']:.3f})"
-    return f"{row['value']:.3f}{bounds}"
+def cell(row: dict, bounds: bool = True) -> str:
+    """A row's value and, where it has one, its interval."""
+    told = bounds and row["low"] is not None
+    return f"{row['value']:.3f}" + (f" ({row['low']:.3f}, {row['high']:.3f})" if told else "")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", type=_rows, help="JSON file of benchmarks.generator")
-    parser.add_argument("--preset", default="roi-cpu")
+    parser.add_argument("--preset", default="roi-cpu", help="whose seeds the goals are asked of")
     parser.add_argument("--plain", default="roi-cpu-plain", help="arm without reward")
     arguments = parser.parse_args(words)
-    print("\n\n".join((markdown(arguments.rows), tertiles(arguments.rows),
-                       goals(arguments.rows, arguments.preset, arguments.plain))))
+    rows, arms = arguments.rows, {r["arm"] for r in arguments.rows}
+    if missing := sorted({"real", arguments.preset} - arms):
+        parser.error(f"the file has no arm {missing[0]}; it has {', '.join(sorted(arms))}")
+    print("\n\n".join((markdown(rows), tertiles(rows),
+                       goals(rows, arguments.preset, arguments.plain))))
 
 
 def _rows(name: str) -> list[dict]:
     try:
-        return json.loads(Path(name).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        rows = json.loads(Path(name).read_text())
+        if not {r["benchmark"] for r in rows} == {"generator"}:
+            raise ValueError("rows of another benchmark")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise argparse.ArgumentTypeError(f"{name} is no file of result rows ({error}); name one "
                                          "that benchmarks.generator has written") from error
+    return rows
 
 
 if __name__ == "__main__":

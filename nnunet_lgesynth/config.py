@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
-           "UserError", "config_hash", "from_dict", "generator_folder", "make_folder",
+           "UserError", "config_hash", "from_dict", "make_folder",
            "named_preset", "preset_flags", "seeded", "write_json", "write_text"]
 
 
@@ -301,10 +301,3 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write JSON as `write_text` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def generator_folder(results: str | Path, dataset: str, preset: str, plans: str,
-                     configuration: str, fold: int | str) -> Path:
-    """Where a fitted generator lives: one per preset, plans, configuration and fold."""
-    return (Path(results) / dataset / f"LGESynth_{preset}__{plans}__{configuration}"
-            / f"fold_{fold}")

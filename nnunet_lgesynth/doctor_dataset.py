@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_lgesynth.config import UserError, generator_folder
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import Roles, read_info
 
 __all__ = ["DATASET_CHECKS", "Target"]
@@ -209,7 +209,7 @@ def _judge(target: Target):
 
 def _generator(target: Target):
     from nnunet_lgesynth.dataset.case import Fold
-    from nnunet_lgesynth.generators.fitted import RECORD
+    from nnunet_lgesynth.generators.fitted import RECORD, generator_folder
     from nnunet_lgesynth.pool.generator import judge_of
 
     pattern = generator_folder("", target.name, "*", target.plans, target.configuration,

@@ -21,9 +21,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.plan import ARMS, Job
 from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
-from nnunet_lgesynth.config import PRESETS, UserError, generator_folder
+from nnunet_lgesynth.config import PRESETS, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
+from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.store import Pool
 

@@ -14,7 +14,6 @@ from nnunet_lgesynth.config import (
     UserError,
     config_hash,
     from_dict,
-    generator_folder,
     preset_flags,
     seeded,
     write_json,
@@ -84,9 +83,3 @@ def test_write_json_replaces_whole_files(tmp_path):
         write_json(path, {"x": object()})
     assert json.loads(path.read_text()) == {"x": [1, 2]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_generator_folder_differs_by_all_that_matters():
-    base = ("results", "Dataset116_X", "demo", "nnUNetPlans", "2d", 0)
-    others = [(*base[:i], f"{base[i]}9", *base[i + 1:]) for i in range(6)]
-    assert len({generator_folder(*a) for a in [base, *others]}) == 7

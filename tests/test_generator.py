@@ -12,8 +12,9 @@ from tiny_inpaint import tiny_config
 from tiny_nnunet import write_tiny_model
 from tiny_training import enter_nnunet, write_tiny_training
 
-from nnunet_lgesynth.config import UserError, generator_folder
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.pool.generator import (
     find_inpainter,

@@ -1,6 +1,5 @@
 """Laws of `benchmarks.generator`: a fixed test set, distances and classifiers that can tell."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -13,7 +12,7 @@ from tiny_inpaint import haar_config
 from tiny_nnunet import write_tiny_model
 
 from benchmarks import drafts, realism, records, testset
-from benchmarks.generator import Bench, _row
+from benchmarks.generator import Bench, _refuse_twice, _row
 from benchmarks.judges import RESIDUAL_PLANS, halves, residual_plans
 from benchmarks.tables import COLUMNS, markdown, table
 from nnunet_lgesynth.config import QCConfig, UserError
@@ -211,35 +210,90 @@ def test_intervals_are_of_patients_not_of_requests():
     assert wide > 5 * narrow
 
 
+def line(arm, **values):
+    return {**dict.fromkeys(records.FIELDS), "arm": arm, **values}
+
+
+def number(arm, value=0.0, metric="x", n=12, split=ABOUT["split"], **versions):
+    return {**ABOUT, "arm": arm, "metric": metric, "value": value, "n": n, "split": split,
+            "versions": versions}
+
+
 def test_arms_measured_again_keep_their_place_among_the_others(tmp_path):
-    def rows(**arms):
-        return [{"arm": arm, "value": v} for arm, v in arms.items()]
-
     path = tmp_path / "rows.json"
-    records.write(path, rows(real=1, paint=2, plain=3), [])
-    records.write(path, rows(real=4, full=5), [])
-    assert json.loads(path.read_text()) == rows(real=4, paint=2, plain=3, full=5)
+    for values in ({"real": 1, "paint": 2, "plain": 3}, {"real": 4, "full": 5}):
+        records.write(path, [number(a, v) for a, v in values.items()],
+                      [line(a, dice=v) for a, v in values.items()])
+    rows, lines = records.read(path)
+    assert [(r["arm"], r["value"]) for r in rows] == [("real", 4), ("paint", 2), ("plain", 3),
+                                                      ("full", 5)]
+    assert [(x["arm"], x["dice"]) for x in lines] == [("real", "4"), ("paint", "2"),
+                                                      ("plain", "3"), ("full", "5")]
 
 
-def test_every_draft_has_a_line_that_its_arms_numbers_can_be_computed_from(
+def test_files_that_do_not_belong_together_are_refused_before_anything_is_measured(tmp_path):
+    path = tmp_path / "rows.json"
+    with pytest.raises(UserError, match=r"must end with \.json"):
+        records.read(tmp_path / "rows.csv")
+    records.write(path, [number("paint", judge_own="a"),
+                         number("paint", judge_own="a", metric="changed_outside")],
+                  [line("paint")])
+    about = {**ABOUT, "versions": {"judge_own": "a", "scipy": "2"}}
+    records.refuse_others(path, about, 12)
+    for changed, n in (({}, 13), ({"split": "validation, fold 1"}, 12), ({"dataset": "other"}, 12),
+                       ({"versions": {"judge_own": "b"}}, 12)):
+        with pytest.raises(UserError, match="another fold, number of requests or judges"):
+            records.refuse_others(path, {**about, **changed}, n)
+    for text in ("arm,dice\npaint,1\n", path.with_suffix(".csv").read_text().replace(
+            "paint", "plain"), ",".join(records.FIELDS)):
+        path.with_suffix(".csv").write_text(text)
+        with pytest.raises(UserError, match="do not hold the same arms"):
+            records.read(path)
+
+
+def test_a_third_of_the_burdens_is_of_the_same_test_set(tmp_path):
+    path = tmp_path / "rows.json"
+    records.write(path, [number("paint", split=ABOUT["split"] + ", small burdens")],
+                  [line("paint")])
+    records.refuse_others(path, {**ABOUT, "versions": {}}, 12)
+
+
+def test_a_generator_named_twice_is_refused():
+    folder = "LGESynth_{}__nnUNetPlans__2d/fold_0"
+    _refuse_twice(["paint", folder.format("a"), folder.format("a-seed1")])
+    with pytest.raises(UserError, match="names a twice"):
+        _refuse_twice(["paint", folder.format("a"), "elsewhere/" + folder.format("a")])
+
+
+def test_every_slice_has_a_line_that_its_arms_numbers_can_be_computed_from(
         fold, patients, requests, tmp_path):
-    judge = Segmenter.load_fold(write_tiny_model(tmp_path / "results"), "cpu")
-    path, arms = tmp_path / "rows.json", {}
-    for arm in ("first", "second", "first"):
-        bench = Bench(fold, patients, requests, {"own": judge, "independent": judge}, ABOUT, False)
-        arms[arm] = bench.measure(Painter(), None, arm)
-        records.write(path, arms[arm], bench.lines)
-    with path.with_suffix(".csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert [(x["arm"], x["judge"], int(x["request"])) for x in lines] == [
-        (a, j, k) for a in ("first", "second") for j in ("own", "independent") for k in range(12)]
-    assert [x["case"] for x in lines[:12]] == [r.case for r in requests]
-    own = lines[:12]
-    for metric, name, statistic in (("dice_pass_own", "found", np.mean),
-                                    ("qc_pass_own", "accepted", np.mean),
-                                    ("burden_error", "burden_error", np.median)):
-        told = next(r["value"] for r in arms["first"] if r["metric"] == metric)
-        assert np.isclose(told, statistic([float(x[name]) for x in own]), atol=1e-4)
+    judges = {name: Segmenter.load_fold(write_tiny_model(tmp_path / name, seed=k), "cpu")
+              for k, name in enumerate(("own", "independent"))}
+    path = tmp_path / "rows.json"
+    bench = Bench(fold, patients, requests, judges, ABOUT, False)
+    rows = bench.real()
+    for arm, painter in (("paint", Painter()), ("brighter", Brighter())):
+        rows += bench.measure(painter, None, arm)
+        records.write(path, rows, bench.lines)
+    rows, lines = records.read(path)
+    parts = {(r["arm"], r["judge"]) for r in lines}
+    assert parts == {(a, j) for a in ("real", "paint", "brighter") for j in judges}
+    for arm, judge in parts:
+        mine = [x for x in lines if (x["arm"], x["judge"]) == (arm, judge)]
+        assert [int(x["request"]) for x in mine] == list(range(len(mine)))
+        told = {r["metric"]: r["value"] for r in rows
+                if r["arm"] == arm and "burdens" not in r["split"]}
+        expected = {f"dice_pass_{judge}": ("found", np.mean)}
+        if arm != "real":
+            assert [x["case"] for x in mine] == [r.case for r in requests]
+            expected[f"qc_pass_{judge}"] = "accepted", np.mean
+        if judge == "own":
+            expected |= {m: (m, np.median) for m in ("burden_error", "segment_jaccard",
+                                                     "transmurality_error")}
+        for metric, (name, statistic) in expected.items():
+            assert np.isclose(told[metric], statistic([float(x[name]) for x in mine]), atol=1e-4)
+    assert len({tuple(x["contrast"] for x in lines if x["arm"] == a)
+                for a in ("paint", "brighter")}) == 2
 
 
 def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
-from nnunet_lgesynth.config import PRESETS, UserError, config_hash, generator_folder
+from nnunet_lgesynth.config import PRESETS, UserError, config_hash
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
-from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
+from nnunet_lgesynth.generators.fitted import generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
 __all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",

@@ -19,11 +19,15 @@ from nnunet_lgesynth.config import (
     FitConfig,
     InjectionConfig,
     UserError,
-    generator_folder,
-    preset_flags,
 )
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
-from nnunet_lgesynth.generators.fitted import RECORD, is_fitted, preset_of, read_fitted
+from nnunet_lgesynth.generators.fitted import (
+    RECORD,
+    fit_command,
+    generator_folder,
+    is_fitted,
+    read_fitted,
+)
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
@@ -63,7 +67,7 @@ def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:
     if told is not None and judge.hash != told["hash"]:
         raise UserError(f"{judge.source} (weights {judge.hash}) is not the judge that {folder} was "
                         f"tuned by (weights {told['hash']}): it was trained anew; delete {folder} "
-                        f"and run: {_fit_command(fold)} {preset_flags(preset_of(folder))}")
+                        f"and run: {fit_command(folder)}")
     return judge
 
 
@@ -147,8 +151,8 @@ def refuse_other_settings(fitted: dict, preset: FitConfig, folder: Path) -> None
                for name in sorted({*told, *fitted}) if fitted.get(name) != told.get(name)]
     if changed:
         raise UserError(f"{folder} was fitted with {'; '.join(changed)}, as the preset "
-                        f"{preset.preset} has it; move the folder away and fit anew: lgesynth fit "
-                        f"{preset_flags(preset.preset)}")
+                        f"{preset.preset} has it; move the folder away and run: "
+                        f"{fit_command(folder)}")
 
 
 def _judge_folder(config: dict, fold: Fold) -> Path:

@@ -189,4 +189,3 @@ def _blend(networks: Networks, latents: torch.Tensor, known: torch.Tensor, noise
         signal, sigma = networks.signal(timestep.reshape(1))
         known = signal * known + sigma * noise
     return torch.where(region > 0, latents, known)
-

@@ -58,7 +58,7 @@ def state_of(identity: dict, networks: Networks, record: Progress, done: list[st
 
 def read_finished(folder: Path, identity: dict) -> dict:
     """config.json of a finished fit; `UserError` where that fit was another one."""
-    record = read_fitted(folder, "config", "train", "reward")
+    record = read_fitted(folder, "config", "hash", "train", "reward")
     changed = [k for k in ("config", "train", "reward")
                if record.get(k) != json.loads(json.dumps(identity[k]))]
     if changed:
@@ -88,7 +88,7 @@ def restore_weights(networks: Networks, state: dict) -> None:
 def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) -> list[str]:
     """Take over VAE, U-Net and text encoder of another fit, which must have been built alike, and
     its ControlNet, if it was fitted alike and met no reward; returns the stages this saves."""
-    record = read_fitted(start, "config", "minutes", "train")
+    record = read_fitted(start, "config", "hash", "minutes", "train")
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     theirs = record["config"]
     unseen = sorted(set(record["train"]) - set(fold.train))
