@@ -256,6 +256,9 @@ def test_a_third_of_the_burdens_is_of_the_same_test_set(tmp_path):
     records.write(path, [number("paint", split=ABOUT["split"] + ", small burdens")],
                   [line("paint")])
     records.refuse_others(path, {**ABOUT, "versions": {}}, 12)
+    assert records.read(path)[0][0]["split"] != ABOUT["split"]
+    with pytest.raises(UserError, match="another fold"):
+        records.refuse_others(path, {**ABOUT, "split": "validation, fold 1", "versions": {}}, 12)
 
 
 def test_a_generator_named_twice_is_refused():

@@ -15,11 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_lgesynth.config import (
-    FitConfig,
-    InjectionConfig,
-    UserError,
-)
+from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.generators.fitted import (
     RECORD,
