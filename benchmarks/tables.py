@@ -16,8 +16,8 @@ import numpy as np
 
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["COLUMNS", "GOALS", "PASS_RATES", "Goal", "cell", "goals", "markdown", "table",
-           "tertiles", "whole"]
+__all__ = ["COLUMNS", "GOALS", "PASS_RATES", "Goal", "cell", "differences", "goals", "markdown",
+           "table", "tertiles", "whole"]
 
 PASS_RATES = {"Dice > 0.6, own judge": "dice_pass_own",
               "Dice > 0.6, independent": "dice_pass_independent",
@@ -114,6 +114,20 @@ def tertiles(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def differences(rows: list[dict], to: str) -> str:
+    """What the arms have more than the arm `to`, request by request: one line an arm."""
+    mark, turned = "_diff_vs_", []
+    for row in whole(rows):
+        metric, _, other = row["metric"].partition(mark)
+        if other == to:
+            turned.append({**row, "metric": metric})
+        elif other and row["arm"] == to:              # `other` was measured first
+            bounds = [None if row[k] is None else -row[k] for k in ("high", "low")]
+            turned.append({**row, "arm": other, "metric": metric, "value": -row["value"],
+                           "low": bounds[0], "high": bounds[1]})
+    return markdown(turned, {**PASS_RATES, "feature distance": "feature_distance"})
+
+
 def goals(rows: list[dict], preset: str, plain: str) -> str:
     """The goals, one line each: mean, lowest and highest over the preset's seeds, and how many of
     them reach it; beside what real slices, the painter and the `plain` arm have."""
@@ -176,7 +190,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rows, arms = arguments.rows, {r["arm"] for r in arguments.rows}
     if missing := sorted({"real", arguments.preset} - arms):
         parser.error(f"the file has no arm {missing[0]}; it has {', '.join(sorted(arms))}")
-    print("\n\n".join((markdown(rows), tertiles(rows),
+    print("\n\n".join((markdown(rows), tertiles(rows), differences(rows, arguments.preset),
                        goals(rows, arguments.preset, arguments.plain))))
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks.tables import GOALS, goals, main, markdown, tertiles
+from benchmarks.tables import GOALS, differences, goals, main, markdown, tertiles
 from nnunet_lgesynth.config import UserError
 
 
@@ -104,12 +104,22 @@ def test_intervals_are_left_out_on_demand():
     assert "| plain | -9.000 |" in markdown(ROWS, columns, bounds=False)
 
 
+def test_differences_are_turned_to_the_arm_that_was_measured_first():
+    rows = [*ROWS, row("less", "dice_pass_own_diff_vs_full", -0.1, -0.2, 0.0),
+            row("less", "dice_pass_own_diff_vs_paint", 0.3, 0.2, 0.4)]
+    _, _, *found = differences(rows, "full").splitlines()
+    assert found == ["| paint | - | - | - | - | 4.000 (1.000, 8.000) |",
+                     "| plain | - | - | - | - | 4.000 (1.000, 8.000) |",
+                     "| less | -0.100 (-0.200, 0.000) | - | - | - | - |"]
+
+
 def test_the_tables_of_a_file_are_printed(tmp_path, capsys):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS))
     main([str(path), "--preset", "full", "--plain", "plain"])
     told = capsys.readouterr().out
     assert goals(ROWS, "full", "plain") in told and tertiles(ROWS) in told
+    assert differences(ROWS, "full") in told
 
 
 @pytest.mark.parametrize("text, told", [
