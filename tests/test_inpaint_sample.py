@@ -52,6 +52,25 @@ def test_batches_of_another_size_differ_by_rounding_alone(inpainter, slices):
     np.testing.assert_allclose(four, five, atol=1e-4)
 
 
+def test_drafting_pauses_after_each_pass_and_leaves_the_callers_modes_alone(
+        inpainter, slices, monkeypatch):
+    monkeypatch.setattr(sample, "half_precision", lambda device: torch.bfloat16)
+    asked, seeds = [item.condition for item in slices.asked[:5]], range(5)     # two batches
+    steps, pauses = inpainter.drafting(asked, seeds), 0
+    state = torch.get_rng_state()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            drafts = end.value
+            break
+        pauses += 1
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    assert pauses == 2 * 2 * slices.config.sampler_steps           # with the healthy twins
+    assert np.array_equal(drafts, inpainter.drafts(asked, seeds))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_half_precision_can_be_left_out(inpainter, slices, monkeypatch):
     monkeypatch.setattr(sample, "half_precision", lambda device: torch.bfloat16)
     conditions = [item.condition for item in slices.asked[:2]]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from nnunet_lgesynth.generators.fitted import fit_command, read_fitted
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 
-__all__ = ["Inpainter", "autocast", "denoise", "half_precision", "paint", "render"]
+__all__ = ["Inpainter", "autocast", "denoise", "finish", "half_precision", "paint", "render"]
 
 BATCH = (16, 4)     # on accelerators; on a CPU, where a lesion has but a few slices
 
@@ -68,7 +68,22 @@ class Inpainter:
 
     def drafts(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[np.ndarray]:
         """One normalised draft (P, P) float32 a condition; sample k depends on k alone."""
-        return paint(self.networks, self.config, conditions, seeds, half=self.half)
+        return finish(self.drafting(conditions, seeds))
+
+    def drafting(self, conditions: Sequence[Condition],
+                 seeds: Sequence[int]) -> Generator[None, None, list[np.ndarray]]:
+        """`drafts` in small steps: it pauses after each pass of U-Net and ControlNet, with gradient
+        mode and autocast as the caller has them, and returns the drafts in the end."""
+        return _painting(self.networks, self.config, conditions, seeds, half=self.half)
+
+
+def finish(steps: Generator):
+    """Run steps without a pause; returns what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition],
@@ -77,6 +92,12 @@ def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition]
     """Drafts (P, P) by these networks as they are now, `batch_size` at a time (default: the
     device's `BATCH`). The last batch is filled up: convolutions round differently in batches of
     another size, and a sample shall be the same, bit by bit, however many are asked for."""
+    return finish(_painting(networks, config, conditions, seeds, batch_size, half))
+
+
+def _painting(networks: Networks, config: FitConfig, conditions: Sequence[Condition],
+              seeds: Sequence[int], batch_size: int | None = None,
+              half: bool = True) -> Generator[None, None, list[np.ndarray]]:
     size = batch_size or BATCH[networks.device.type == "cpu"]
     asked = list(zip(conditions, seeds))
     result: list[np.ndarray] = []
@@ -88,26 +109,44 @@ def paint(networks: Networks, config: FitConfig, conditions: Sequence[Condition]
                         generator=torch.Generator().manual_seed(int(seed)))
             for _, seed in part])
         batch = collate([condition for condition, _ in part], config, noise).to(networks.device)
-        with torch.no_grad(), autocast(networks.device, half):
-            images = render(networks, batch, config)
+        images = yield from _without_gradients(_rendering(networks, batch, config),
+                                               networks.device, half)
         result.extend(images[:, 0].float().cpu().numpy())
     return result[:len(asked)]
+
+
+def _without_gradients(steps: Generator, device: torch.device, half: bool) -> Generator:
+    """The same steps without gradients and with `autocast`; both are left at each pause, since a
+    training may go on in between."""
+    while True:
+        with torch.no_grad(), autocast(device, half):
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+        yield
 
 
 def render(networks: Networks, batch: Batch, config: FitConfig,
            gradient_steps: int = 0) -> torch.Tensor:
     """Drafts (B, 1, P, P), normalised, with the source's fine texture; see the module's text."""
-    *_, latents = denoise(networks, batch, config, gradient_steps)
+    return finish(_rendering(networks, batch, config, gradient_steps))
+
+
+def _rendering(networks: Networks, batch: Batch, config: FitConfig,
+               gradient_steps: int = 0) -> Generator[torch.Tensor, None, torch.Tensor]:
+    for latents in denoise(networks, batch, config, gradient_steps):
+        yield latents
     drafts = networks.decode(latents)
     if config.texture_mm == 0:
         return drafts
-    twin = healthy_twin(batch, config)
-    with torch.no_grad():
-        healthy = drafts.detach()
-        if twin.captions != batch.captions or not torch.equal(twin.control, batch.control):
-            *_, latents = denoise(networks, twin, config)
+    twin, healthy = healthy_twin(batch, config), drafts.detach()
+    if twin.captions != batch.captions or not torch.equal(twin.control, batch.control):
+        for latents in denoise(networks, twin, config):
+            yield latents
+        with torch.no_grad():
             healthy = networks.decode(latents)
-        missing = (batch.image - healthy).float()
+    missing = (batch.image - healthy).float()
     return drafts + missing - _smooth(missing, config.texture_mm / config.crop_mm)
 
 
