@@ -9,7 +9,7 @@
     speed     CPU time of the anatomy of a case, and of a mask drawn and painted
     insertion the zero angle that is estimated from the image against insertions read by eye
 
-    python benchmarks/anatomy.py -d 116 -f 4 -o anatomy_fold4.json
+    python -m benchmarks.anatomy -d 116 -f 4 -o anatomy_fold4.json
 
 Needs nnU-Net's environment variables and a preprocessed dataset. Minutes on one core.
 """

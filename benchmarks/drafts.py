@@ -173,14 +173,22 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
     painted = Painted(scale.invert(d.source), scale.invert(d.sample), d.heart.labels[d.z],
                       d.request, d.condition.weight, d.condition.contrast, d.healthy, scale,
                       before, after)
-    verdict = examine(painted, roles, qc)
-    found = np.isin(after, roles.scars) & (d.condition.weight > 0) & d.heart.anatomy.myocardium[d.z]
+    verdict, hit = examine(painted, roles, qc), np.isin(after, roles.scars)
+    near = hit & (d.condition.weight > 0)
+    found = near & d.heart.anatomy.myocardium[d.z]
     row = {"case": d.heart.case.identifier, "z": d.z, "burden": d.burden,
-           "accepted": verdict.accepted,
-           "found": verdict.checks["dice_request"].passed if not d.healthy else None,
-           "asked_contrast": d.condition.contrast, "mask": found,
+           "accepted": verdict.accepted, "asked_contrast": d.condition.contrast, "mask": found,
            "contrast": contrast(d.sample, d.request)}
-    return row if d.healthy else {**row, **_control(d, found)}
+    return row if d.healthy else {**row, **_found(hit, near, d.request > 0, qc),
+                                  **_control(d, found)}
+
+
+def _found(hit: np.ndarray, near: np.ndarray, scar: np.ndarray, qc: QCConfig) -> dict:
+    """Whether the judge's scar (Y, X) is the one asked for, told in the feather (`near`), as the
+    quality control does, and in the whole slice (`hit`), as was published."""
+    value = dice(near, scar)
+    return {"dice": value, "found": value >= qc.min_dice,
+            "found_anywhere": dice(hit, scar) >= qc.min_dice}
 
 
 def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) -> list[dict]:
@@ -193,12 +201,12 @@ def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) 
         for (z, mask), found in zip(masks, maps):
             scar, wall = mask[z] > 0, heart.anatomy.myocardium[z]
             values = heart.intensities.apply(heart.lge[z])
-            real = Draft(heart, z, mask[z], values, values, None, False)
-            hit, near = np.isin(found, roles.scars), feather(scar, heart.anatomy.spacing[1:],
-                                                             FEATHER_MM) > 0
+            real, hit = Draft(heart, z, mask[z], values, values, None, False), np.isin(
+                found, roles.scars)
+            near = hit & (feather(scar, heart.anatomy.spacing[1:], FEATHER_MM) > 0)
             rows.append({"case": heart.case.identifier, "z": z, "burden": real.burden,
-                         "found": dice(hit & near, scar) >= qc.min_dice, "accepted": None,
-                         "contrast": contrast(values, mask[z]), **_control(real, hit & wall)})
+                         "accepted": None, "contrast": contrast(values, mask[z]),
+                         **_found(hit, near, scar, qc), **_control(real, near & wall)})
     return rows
 
 
@@ -211,8 +219,7 @@ def _control(d: Draft, found: np.ndarray) -> dict:
     """The judge's mask (Y, X) against the request, in this slice."""
     asked, got = (_measured(d, mask) for mask in (d.request > 0, found))
     both, either = asked["segments"] & got["segments"], asked["segments"] | got["segments"]
-    return {"dice": dice(found, d.request > 0),
-            "found_burden": got["pixels"] / d.heart.anatomy.myocardium[d.z].sum(),
+    return {"found_burden": got["pixels"] / d.heart.anatomy.myocardium[d.z].sum(),
             "burden_error": abs(got["pixels"] - asked["pixels"]) / max(asked["pixels"], 1),
             "segment_jaccard": len(both) / max(len(either), 1),
             "transmurality_error": abs(got["transmurality"] - asked["transmurality"])}

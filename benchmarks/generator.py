@@ -6,9 +6,9 @@
 Without `--generators` the rule-based painter and the fold's fitted inpainter are measured; with it,
 "paint" and any fold folders that `lgesynth fit` has written. `own` is the judge that rewards and
 filters, `independent` one that never met the generator. `dice_pass` is a Dice of at least 0.6 in
-the feather, as published; `qc_pass` the whole quality control, of which the bound on new scar
-found elsewhere is the strict part. Real scar slices are asked for the same Dice; `_as_asked`
-weights their burden tertiles as the requests have them.
+the feather, `dice_pass_anywhere` in the whole slice, as published; `qc_pass` the whole quality
+control, of which the bound on new scar found elsewhere is the strict part. Real scar slices are
+asked for the same Dice; `_as_asked` weights their burden tertiles as the requests have them.
 Pass rates and feature distances are compared with those of the first three arms, so name "paint",
 the plain ControlNet and the full model first. Rows that the file holds of other arms stay, if they
 are of the same requests and judges; the .csv beside it has a line for every slice and judge.
@@ -48,7 +48,7 @@ TERTILES = ("small", "middle", "large")
 IN_PLACE_SEEDS = 4
 LEAST_CROPS = 8               # fewer have no distance
 COMPARED = 3
-PASSES = {"dice_pass": "found", "qc_pass": "accepted"}
+PASSES = {"dice_pass": "found", "dice_pass_anywhere": "found_anywhere", "qc_pass": "accepted"}
 CONTROL = ("burden_error", "segment_jaccard", "transmurality_error")
 
 
@@ -204,7 +204,7 @@ class Bench:
         if self.looks:
             values["features"] = realism.features([realism.window(s.sample, s.request > 0)
                                                    for s in scars])
-            rows += self._looks(here, generator, values["features"], patients)
+            rows += self._looks(here, generator, values, patients)
         if len(self.compared) < COMPARED:
             self.compared[arm] = values
         return rows
@@ -256,7 +256,8 @@ class Bench:
                            n=len(found), unit="KS distance to real scars")
                 for mine, theirs in asked.items() if real[theirs]]
 
-    def _looks(self, here: dict, generator, mine: np.ndarray, patients: list[str]) -> list[dict]:
+    def _looks(self, here: dict, generator, values: dict, patients: list[str]) -> list[dict]:
+        mine = values["features"]
         rows = self._distances(here, mine, self.real_features, patients, self.real_of)
         val = self._validation()
         rows += self._distances(here, mine, self.real_features[val], patients,
@@ -269,13 +270,16 @@ class Bench:
                     n=len(mine), unit="KID x 1000"))
         again, _ = d.draft(d.own_texture(generator), d.in_place(
             self.patients, self.roles, generator, IN_PLACE_SEEDS))
-        for metric, values in zip(("ssim_crop", "rmse_crop"), realism.in_place_scores(again)):
-            rows.append(_row(here, metric, values, [s.heart.case.identifier for s in again],
-                             np.mean, "mean"))
+        of = [s.heart.case.identifier for s in again]
+        for metric, found in zip(("ssim_crop", "rmse_crop"), realism.in_place_scores(again)):
+            rows.append(_row(here, metric, found, of, np.mean, "mean"))
+            rows += [_row(here, f"{metric}_diff_vs_{arm}", found - theirs[metric], of, np.mean,
+                          "difference") for arm, theirs in self.compared.items()]
+            values[metric] = found
         healthy, _ = d.draft(generator, d.requests_of(self.requests, self.patients, generator,
                                                       healthy=True))
-        found, _ = d.judge_drafts(healthy, self.judges["own"], self.roles, self.qc)
-        rows.append(_row(here, "qc_pass_healthy", np.array([r["accepted"] for r in found], float),
+        judged, _ = d.judge_drafts(healthy, self.judges["own"], self.roles, self.qc)
+        rows.append(_row(here, "qc_pass_healthy", np.array([r["accepted"] for r in judged], float),
                          patients, np.mean, "fraction"))
         for metric, ring in (("shortcut_auc", False), ("seam_auc", True)):
             value, low, high, n = realism.classifier_auc(healthy, ring)

@@ -4,7 +4,7 @@
     independent   the other half, a residual encoder: it never met the generator
 
     python -m benchmarks.judges -d 116 -f 4 -device cpu -o JUDGES
-    lgesynth fit -d 116 -c 2d -f 4 --preset roi-cpu --reward JUDGES/own/fold_4/...
+    lgesynth fit -d 116 -c 2d -f 4 --preset roi-cpu --reward JUDGES/own/results/.../fold_4
 
 Scarred and scar-free patients are halved apart. Neither judge sees the fold's validation patients,
 in whose slices the samples are painted. Each judge gets a view of `nnUNet_preprocessed` of its own

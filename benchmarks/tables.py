@@ -1,6 +1,6 @@
 """The rows of `benchmarks.generator` for reading: as text, and as the tables of docs/samples.md.
 
-    python -m benchmarks.tables generator_fold0.json      prints the Markdown tables
+    python -m benchmarks.tables generator_fold0.json --plain roi-cpu-plain-seed1
 """
 
 from __future__ import annotations
@@ -8,25 +8,31 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import sub, truediv
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["COLUMNS", "GOALS", "PASS_RATES", "Goal", "cell", "differences", "goals", "markdown",
-           "table", "tertiles", "whole"]
+__all__ = ["COLUMNS", "FURTHER", "GOALS", "PASS_RATES", "Goal", "cell", "differences", "goals",
+           "markdown", "table", "tertiles", "whole"]
 
 PASS_RATES = {"Dice > 0.6, own judge": "dice_pass_own",
               "Dice > 0.6, independent": "dice_pass_independent",
               "whole QC, own judge": "qc_pass_own",
               "whole QC, independent": "qc_pass_independent"}
-COLUMNS = {**PASS_RATES, "feature distance": "feature_distance", "burden error": "burden_error",
+COLUMNS = {**PASS_RATES, "feature distance": "feature_distance",
+           "Frechet distance": "frechet_distance", "burden error": "burden_error",
            "transmurality error": "transmurality_error", "SSIM in place": "ssim_crop",
            "RMSE in place": "rmse_crop", "shortcut AUC": "shortcut_auc", "seam AUC": "seam_auc",
            "s per accepted": "seconds_per_accepted"}
+FURTHER = {"KS of the burden asked": "ks_burden", "KS of the burden found": "ks_found_burden",
+           "KS of the contrast asked": "ks_asked_contrast",
+           "KS of the contrast realised": "ks_contrast",
+           "intended label": "label_dice_intended", "predicted label": "label_dice_predicted"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ GOALS = (
     Goal("Dice > 0.6, independent judge: at least 0.50", "dice_pass_independent", least=0.5),
     Goal("Dice > 0.6, independent judge: 0.8 x the own judge's", "dice_pass_independent_to_own",
          least=0.8),
+    Goal("whole QC, own judge: at least 0.60", "qc_pass_own", least=0.6),
+    Goal("whole QC, independent judge: at least 0.50", "qc_pass_independent", least=0.5),
+    Goal("whole QC, independent judge: 0.8 x the own judge's", "qc_pass_independent_to_own",
+         least=0.8),
     Goal("pixels changed outside the feather: none", "changed_outside", most=0),
     Goal("burden error: median at most 0.15", "burden_error", most=0.15),
     Goal("segment Jaccard: median at least 0.80", "segment_jaccard", least=0.8),
@@ -61,8 +71,17 @@ GOALS = (
          "feature_distance_diff_vs_paint", most=0, of_high=True),
     Goal("feature distance less the plain ControlNet's: upper bound below 0",
          "feature_distance_diff_vs_plain", most=0, of_high=True),
-    Goal("shortcut AUC: upper bound below 0.60", "shortcut_auc", most=0.6, of_high=True),
-    Goal("seam AUC: upper bound below 0.60", "seam_auc", most=0.6, of_high=True),
+    Goal("Frechet distance less the painter's: at most 0", "frechet_distance_less_paint", most=0),
+    Goal("Frechet distance less the plain ControlNet's: at most 0", "frechet_distance_less_plain",
+         most=0),
+    Goal("SSIM in place less the painter's: at least 0", "ssim_crop_less_paint", least=0),
+    Goal("SSIM in place less the plain ControlNet's: at least 0", "ssim_crop_less_plain", least=0),
+    Goal("RMSE in place less the painter's: at most 0", "rmse_crop_less_paint", most=0),
+    Goal("RMSE in place less the plain ControlNet's: at most 0", "rmse_crop_less_plain", most=0),
+    Goal("shortcut AUC of healthy repaintings: upper bound below 0.60", "shortcut_auc", most=0.6,
+         of_high=True),
+    Goal("seam AUC of healthy repaintings: upper bound below 0.60", "seam_auc", most=0.6,
+         of_high=True),
     Goal("seconds per accepted sample on 2 CPU cores: at most 1", "seconds_per_accepted", most=1,
          device="cpu, 2 CPU cores"),
 )
@@ -103,14 +122,18 @@ def markdown(rows: list[dict], columns: dict[str, str] = COLUMNS, bounds: bool =
 
 
 def tertiles(rows: list[dict]) -> str:
-    """Pass rates by burden tertile: one line a tertile and arm."""
-    lines = [f"| burdens | arm | {' | '.join(PASS_RATES)} |", "|---" * (len(PASS_RATES) + 2) + "|"]
+    """Pass rates by burden tertile: one line a tertile and arm, and of how many slices."""
+    lines = [f"| burdens | arm | slices | {' | '.join(PASS_RATES)} |",
+             "|---" * (len(PASS_RATES) + 3) + "|"]
     parts = [r for r in rows if "burdens" in r["split"]]
     for part in dict.fromkeys(map(part_of, parts)):
         for arm in dict.fromkeys(r["arm"] for r in parts):
             mine = {r["metric"]: r for r in parts if (r["arm"], part_of(r)) == (arm, part)}
             cells = [cell(mine[m]) if m in mine else "-" for m in PASS_RATES.values()]
-            lines.append(f"| {part.removesuffix(' burdens')} | {arm} | {' | '.join(cells)} |")
+            if mine:
+                n = next(iter(mine.values()))["n"]
+                lines.append(f"| {part.removesuffix(' burdens')} | {arm} | {n} | "
+                             f"{' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -138,7 +161,7 @@ def goals(rows: list[dict], preset: str, plain: str) -> str:
                             "one measurement of an arm.")
         found[row["arm"]][row["metric"]] = row
     for mine in found.values():
-        _add_ratios(mine, found["real"], plain)
+        _add_compared(mine, found, plain)
     seeds = [mine for arm, mine in found.items()
              if re.fullmatch(re.escape(preset) + r"(-seed\d+)?", arm)]
     lines = [f"| goal | real | paint | {plain} | {preset}: mean of {len(seeds)} seeds (lowest to "
@@ -163,14 +186,20 @@ def _over_seeds(rows: list[dict], of_high: bool) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}){told}"
 
 
-def _add_ratios(mine: dict[str, dict], real: dict[str, dict], plain: str) -> None:
-    """Add what goals are put in and no row holds: ratios, and the difference to the plain arm."""
-    for name, metric, other in (
-            ("dice_pass_own_to_real", "dice_pass_own", real.get("dice_pass_own")),
-            ("dice_pass_independent_to_own", "dice_pass_independent", mine.get("dice_pass_own"))):
+def _add_compared(mine: dict[str, dict], found: dict[str, dict[str, dict]], plain: str) -> None:
+    """Add what goals are put in and no row holds: ratios and differences to other arms."""
+    def add(name: str, metric: str, other: dict | None, relate: Callable) -> None:
         if metric in mine and other and other["value"]:
-            mine[name] = {**mine[metric], "value": mine[metric]["value"] / other["value"],
+            mine[name] = {**mine[metric], "value": relate(mine[metric]["value"], other["value"]),
                           "low": None, "high": None}
+
+    add("dice_pass_own_to_real", "dice_pass_own", found["real"].get("dice_pass_own"), truediv)
+    for kind in ("dice_pass", "qc_pass"):
+        add(f"{kind}_independent_to_own", f"{kind}_independent", mine.get(f"{kind}_own"), truediv)
+    for metric in ("frechet_distance", "ssim_crop", "rmse_crop"):
+        for name, arm in (("paint", "paint"), ("plain", plain)):
+            if mine is not found.get(arm):
+                add(f"{metric}_less_{name}", metric, found.get(arm, {}).get(metric), sub)
     if f"feature_distance_diff_vs_{plain}" in mine:
         mine["feature_distance_diff_vs_plain"] = mine[f"feature_distance_diff_vs_{plain}"]
 
@@ -190,8 +219,9 @@ def main(words: Sequence[str] | None = None) -> None:
     rows, arms = arguments.rows, {r["arm"] for r in arguments.rows}
     if missing := sorted({"real", arguments.preset} - arms):
         parser.error(f"the file has no arm {missing[0]}; it has {', '.join(sorted(arms))}")
-    print("\n\n".join((markdown(rows), tertiles(rows), differences(rows, arguments.preset),
-                       goals(rows, arguments.preset, arguments.plain))))
+    print("\n\n".join((goals(rows, arguments.preset, arguments.plain), markdown(rows),
+                       differences(rows, arguments.preset), markdown(rows, FURTHER),
+                       tertiles(rows))))
 
 
 def _rows(name: str) -> list[dict]:

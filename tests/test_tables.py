@@ -47,6 +47,15 @@ def test_ratios_are_of_one_seed_each():
     assert cells("dice_pass_independent_to_own")[3:] == ["0.778 (0.750 to 0.806)", "1 of 2"]
 
 
+def test_what_has_no_interval_is_held_against_the_other_arms_value():
+    rows = [*ROWS, row("paint", "ssim_crop", 0.7, 0.6, 0.8), row("plain", "ssim_crop", 0.8),
+            row("full", "ssim_crop", 0.75), row("full-seed1", "ssim_crop", 0.6)]
+    assert cells("ssim_crop_less_paint", rows) == [
+        "-", "-", "0.100", "-0.025 (-0.100 to 0.050)", "1 of 2"]
+    assert cells("ssim_crop_less_plain", rows)[1:] == [
+        "-0.100", "-", "-0.125 (-0.200 to -0.050)", "0 of 2"]
+
+
 def test_a_difference_counts_by_its_upper_bound():
     assert cells("feature_distance_diff_vs_paint") == [
         "-", "-", "-9.000 (-12.000, -5.000)", "-3.000 (-4.000 to -2.000), upper bounds to 1.000",
@@ -60,10 +69,13 @@ def test_a_seed_that_was_not_measured_does_not_count_as_one_that_reaches_the_goa
 
 
 BOUNDS = {"dice_pass_own": 0.6, "dice_pass_own_to_real": 1.1, "dice_pass_independent": 0.5,
-          "dice_pass_independent_to_own": 0.8, "changed_outside": 0, "burden_error": 0.15,
+          "dice_pass_independent_to_own": 0.8, "qc_pass_own": 0.6, "qc_pass_independent": 0.5,
+          "qc_pass_independent_to_own": 0.8, "changed_outside": 0, "burden_error": 0.15,
           "segment_jaccard": 0.8, "transmurality_error": 0.15, "feature_distance_diff_vs_paint": 0,
-          "feature_distance_diff_vs_plain": 0, "shortcut_auc": 0.6, "seam_auc": 0.6,
-          "seconds_per_accepted": 1}
+          "feature_distance_diff_vs_plain": 0, "frechet_distance_less_paint": 0,
+          "frechet_distance_less_plain": 0, "ssim_crop_less_paint": 0, "ssim_crop_less_plain": 0,
+          "rmse_crop_less_paint": 0, "rmse_crop_less_plain": 0, "shortcut_auc": 0.6,
+          "seam_auc": 0.6, "seconds_per_accepted": 1}
 OPEN = {m for m in BOUNDS if m.startswith("feature_distance") or m.endswith("auc")}
 
 
@@ -94,7 +106,8 @@ def test_an_arm_measured_twice_has_no_goals():
 
 def test_tertiles_hold_the_parts_alone():
     heading, _, real, full = tertiles(ROWS).splitlines()
-    assert real.startswith("| small | real | 0.700 |") and full.startswith("| small | full | 0.8")
+    assert real.startswith("| small | real | 10 | 0.700 |")
+    assert full.startswith("| small | full | 10 | 0.8")
     assert heading.count("|") == real.count("|")
 
 

@@ -27,7 +27,7 @@ class Painter:
     border_sigma = 0.7        # pixels; partial volume of a 1.4 mm pixel
     least_share = 0.6         # below it a part is too thin to reach the contrast asked
     field_sigma = 2.0         # pixels; size of the unevenness
-    field_sd = 0.08           # normalised units; normal myocardium itself has about 0.26
+    field_sd = 0.08           # normalised units; normal myocardium itself has 0.27
 
     @property
     def hash(self) -> str:
