@@ -142,18 +142,34 @@ def test_all_rows_of_a_generator(fold, patients, requests, tmp_path_factory):
     assert {"qc_pass_own", "qc_pass_independent", "qc_pass_healthy", "burden_error", "ks_contrast",
             "segment_jaccard", "transmurality_error", "feature_distance", "frechet_distance",
             "ssim_crop", "rmse_crop", "shortcut_auc", "seam_auc", "seconds_per_draft",
-            "seconds_per_accepted", "changed_outside"} <= set(mine)
+            "seconds_per_accepted", "changed_outside", "dice_pass_anywhere_own"} <= set(mine)
     assert mine["changed_outside"]["value"] == 0 and mine["qc_pass_own"]["n"] == 12
     parts = [r for r in rows if r["arm"] == "paint" and r["metric"] == "qc_pass_own"
              and "burdens" in r["split"]]
     assert sum(r["n"] for r in parts) == 12
     real = {r["metric"]: r["value"] for r in rows if r["arm"] == "real"}
-    assert {"dice_pass_own", "dice_pass_own_as_asked"} <= set(real)
+    assert {"dice_pass_own", "dice_pass_own_as_asked", "dice_pass_anywhere_own"} <= set(real)
     assert not any(m.startswith("qc_pass") for m in real)   # what is new there, none can tell
     assert "seam_auc" in table(rows)
     heading, _, real, paint = markdown(rows).splitlines()
     assert heading.count("|") == real.count("|") == paint.count("|") == len(COLUMNS) + 2
     assert f"| {mine['feature_distance']['value']:.3f} (" in paint and " - " in real
+    bench.compared["paint"]["ssim_crop"] -= 0.5
+    again = {r["metric"]: r for r in bench.measure(Painter(), None, "again")}
+    assert again["ssim_crop_diff_vs_paint"]["value"] == pytest.approx(0.5)
+    assert again["rmse_crop_diff_vs_paint"]["value"] == 0
+
+
+def test_what_is_found_elsewhere_counts_in_the_whole_slice_alone():
+    scar = np.zeros((20, 20), bool)
+    scar[5:9, 5:9] = True
+    elsewhere = np.zeros_like(scar)
+    elsewhere[15:, 15:] = True
+    for hit, found, anywhere in ((scar, True, True), (scar | elsewhere, True, False),
+                                 (elsewhere, False, False)):
+        row = drafts._found(hit, hit & ~elsewhere, scar, QCConfig())
+        assert (row["found"], row["found_anywhere"]) == (found, anywhere)
+        assert (row["dice"] == 1) == found
 
 
 def test_pass_rates_are_compared_request_by_request(fold, patients, requests, tmp_path_factory):
