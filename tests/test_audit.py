@@ -13,6 +13,7 @@ from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 from tiny_training import enter_nnunet, write_tiny_training
 
+from benchmarks.audit import numbers
 from nnunet_lgesynth.benchmark.audit import audit, diversity, texture
 from nnunet_lgesynth.benchmark.nearest import Patch
 from nnunet_lgesynth.benchmark.probes import Probe, asks, paint_scars, real_scars
@@ -130,6 +131,12 @@ def test_the_painter_passes_and_is_told_in_full(fold):
     again = audit(fold, Painter(), 4, 0, CONFIG)
     assert again.memorisation.samples == found.memorisation.samples[:4]
     assert json.loads(json.dumps(found.as_dict()))["memorisation"]["n"] == 24
+    here = dict.fromkeys(("benchmark", "arm", "dataset", "split", "device", "seeds", "preset",
+                          "command", "versions", "date"))
+    told = {r["metric"]: r["value"] for r in numbers(found, here)}
+    assert told["near"] * 24 == found.memorisation.flagged and told["audit_passed"] == 1
+    assert told["slope"] == pytest.approx(found.diversity.slope, abs=1e-5)
+    assert told["near_allowed"] * 24 == pytest.approx(found.memorisation.allowed, abs=1e-4)
 
 
 @pytest.mark.parametrize("make, failed", [(lambda _: Frozen(), {"spread"}),
