@@ -54,6 +54,46 @@ def test_a_sample_comes_back_as_it_was_given(pool):
     assert not list(pool.partial.iterdir())
 
 
+def test_a_manifest_is_read_on_and_not_again(pool, monkeypatch):
+    manifest, parsed = store.Manifest(pool.folder), []
+    monkeypatch.setattr(store, "_parsed", lambda lines, parse=store._parsed:
+                        parsed.append(lines.count(b"\n")) or parse(lines))
+    assert manifest.update() and manifest.records == []          # there is none yet
+    for k in range(3):
+        pool.add(tiny_case(0), RECORD)
+        assert manifest.update() and len(manifest.records) == k + 1
+        assert manifest.update()                                 # nothing new, nothing read
+    assert parsed == [1, 1, 1] and manifest.records == read_manifest(pool.folder)
+
+
+def test_a_record_counts_once_its_line_ends_and_lines_taken_back_are_forgotten(pool):
+    manifest = store.Manifest(pool.folder)
+    lines = [json.dumps({"identifier": f"scar_{k:06d}", **RECORD}) + "\n" for k in range(3)]
+    pool.manifest.write_text(lines[0] + lines[1][:-1])
+    assert manifest.update() and len(manifest.records) == 1
+    with open(pool.manifest, "a") as file:
+        file.write("\n")
+    assert manifest.update() and len(manifest.records) == 2
+    os.truncate(pool.manifest, len(lines[0]))
+    assert not manifest.update() and len(manifest.records) == 1
+    assert manifest.update()
+    other = lines[2].replace("scar_", "scar_of_a_longer_name_")
+    pool.manifest.write_text(other)                              # longer than what was read
+    assert not manifest.update() and manifest.records == [json.loads(other)]
+    pool.manifest.unlink()
+    assert not manifest.update() and manifest.records == [] and manifest.update()
+
+
+def test_names_are_not_used_again_after_a_case_that_could_not_be_written(pool, monkeypatch):
+    pool.add(tiny_case(0), RECORD)
+    with monkeypatch.context() as broken:
+        broken.setattr(pool, "_write", lambda case: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError):
+            pool.add(tiny_case(1), RECORD)
+    assert pool.add(tiny_case(2), RECORD) == "scar_000002"
+    assert Pool(pool.folder, pool.fold).add(tiny_case(3), RECORD) == "scar_000003"
+
+
 def test_numbers_run_over_both_kinds(pool):
     healthy = {**RECORD, "kind": "healthy"}
     names = [pool.add(tiny_case(i), r) for i, r in enumerate((RECORD, healthy, RECORD))]
@@ -130,7 +170,7 @@ def test_half_lines_are_passed_over_by_readers_and_cut_by_the_next_writer(pool, 
     whole = pool.manifest.read_bytes()
     for cut in (1, len(whole) // 2, len(whole) - 1):
         pool.manifest.write_bytes(whole + whole[:cut])
-        assert len(read_manifest(pool.folder)) == (2 if cut == len(whole) - 1 else 1)
+        assert len(read_manifest(pool.folder)) == 1       # as the next writer will see it
         Pool(pool.folder, fold)
         assert pool.manifest.read_bytes() == whole
     pool.manifest.write_bytes(whole + b"\0\xff{")

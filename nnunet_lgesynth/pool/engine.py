@@ -23,7 +23,7 @@ from nnunet_lgesynth.config import InjectionConfig, QCConfig
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.generator import load_generator
 from nnunet_lgesynth.pool.injection import InjectedDataset, read_usage
-from nnunet_lgesynth.pool.store import Pool, read_manifest
+from nnunet_lgesynth.pool.store import Manifest, Pool
 from nnunet_lgesynth.pool.synthesize import (
     KINDS,
     Sample,
@@ -72,7 +72,7 @@ class Engine:
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.log = injection, log
         self.prior, self.hearts = prepare(fold, injection.prior)
-        self.pool = Pool(folder, fold)
+        self.pool, self._manifest = Pool(folder, fold), Manifest(folder)
         self.qc = qc or QCConfig()
         self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
         self._before = read_usage(folder)
@@ -89,8 +89,8 @@ class Engine:
     def _stream(self, kind: str) -> Iterator[tuple[int, Sample]]:
         """Endless numbered drafts of a kind, each from its number alone. They begin after the last
         one that the pool has kept, so an interrupted training draws what it would have drawn."""
-        kept = [line.get("number", -1) for line in read_manifest(self.pool.folder)
-                if line["kind"] == kind]
+        self._manifest.update()
+        kept = [line.get("number", -1) for line in self._manifest.records if line["kind"] == kind]
         for number in count(max(kept, default=-1) + 1):
             rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number])
             yield number, next(synthesize(self.fold, self.generator, self.prior, self.hearts,
@@ -162,7 +162,8 @@ class Engine:
                                       ("real", [getattr(r, name) for r in self.prior.records]))}
 
     def _records(self) -> list[dict]:
-        return [r for r in read_manifest(self.pool.folder)
+        self._manifest.update()
+        return [r for r in self._manifest.records
                 if r["generator"] == self.generator.hash and r["source"] in self.fold.train]
 
     def counts(self) -> dict:

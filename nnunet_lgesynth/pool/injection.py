@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from nnunet_lgesynth.pool.store import USAGE_PREFIX, read_manifest
+from nnunet_lgesynth.pool.store import USAGE_PREFIX, Manifest
 
 __all__ = ["InjectedDataset", "Usage", "read_usage"]
 
@@ -54,14 +54,15 @@ class InjectedDataset:
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in
-                ("_owner", "_rng", "_usage", "_stamp", "_records")}
+                ("_owner", "_rng", "_usage", "_manifest", "_sorted", "_records")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._forget()
 
     def _forget(self) -> None:
-        self._owner = self._rng = self._usage = self._stamp = None
+        self._owner = self._rng = self._usage = None
+        self._manifest, self._sorted = Manifest(self.pool), 0
         self._records: dict[str, list[tuple[int, dict]]] = {}
 
     def __getitem__(self, identifier):
@@ -96,18 +97,13 @@ class InjectedDataset:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the manifest again if it has changed."""
-        try:
-            state = os.stat(self.pool / "manifest.jsonl")
-            stamp = (state.st_mtime_ns, state.st_size)
-        except FileNotFoundError:
-            stamp = None
-        if stamp == self._stamp:
-            return
-        self._stamp, self._records = stamp, {}
-        for number, record in enumerate(read_manifest(self.pool)):
+        """Read what the manifest has got since."""
+        if not self._manifest.update():
+            self._records, self._sorted = {}, 0
+        for number, record in enumerate(self._manifest.records[self._sorted:], self._sorted):
             if record["generator"] == self.generator and record["source"] in self.sources:
                 self._records.setdefault(record["kind"], []).append((number, record))
+        self._sorted = len(self._manifest.records)
 
     def _watched(self, data, number: int, record: dict) -> _Watched:
         def touched(window: list[tuple[int, int]]) -> None:

@@ -23,23 +23,74 @@ import numpy as np
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 
-__all__ = ["USAGE_PREFIX", "Pool", "read_manifest"]
+__all__ = ["USAGE_PREFIX", "Manifest", "Pool", "read_manifest"]
 
 USAGE_PREFIX = "usage_"      # of the readers' files in tmp/, which the writer leaves alone
 
 
-def read_manifest(folder: str | Path) -> list[dict]:
-    """The committed records of a pool, oldest first; a line cut short by a kill is passed over."""
-    path = Path(folder) / "manifest.jsonl"
-    if not path.is_file():
-        return []
+class Manifest:
+    """The committed records of a pool, oldest first, as they become more.
+
+    `update` reads what was appended since, so a long manifest costs its readers no more than a
+    short one. A line is a record once it ends; one that a kill has cut short is passed over.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / "manifest.jsonl"
+        self._forget()
+
+    def _forget(self) -> None:
+        self.records: list[dict] = []
+        self._stamp, self._read = None, 0
+
+    def update(self) -> bool:
+        """Read on; whether earlier records are still the same (the writer takes back a line that
+        it could not write in whole, and a new training drops all)."""
+        try:
+            with open(self.path, "rb") as file:
+                state = os.fstat(file.fileno())
+                stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+                if stamp == self._stamp:
+                    return True
+                same = self._goes_on(file, state)
+                if not same:
+                    self._forget()
+                file.seek(self._read)
+                lines = file.read()
+        except FileNotFoundError:
+            same = not self.records
+            self._forget()
+            return same
+        whole = lines.rfind(b"\n") + 1
+        self.records += _parsed(lines[:whole])
+        self._stamp, self._read = stamp, self._read + whole
+        return same
+
+    def _goes_on(self, file, state: os.stat_result) -> bool:
+        """Whether the file still is the one whose first `_read` bytes are known."""
+        if self._stamp is None or not self._read:
+            return True
+        if state.st_ino != self._stamp[0] or state.st_size < self._read:
+            return False
+        file.seek(self._read - 1)
+        return file.read(1) == b"\n"
+
+
+def _parsed(lines: bytes) -> list[dict]:
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines.decode("utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             continue
     return records
+
+
+def read_manifest(folder: str | Path) -> list[dict]:
+    """The committed records of a pool as they are now, oldest first."""
+    manifest = Manifest(folder)
+    manifest.update()
+    return manifest.records
 
 
 class Pool:
@@ -54,6 +105,7 @@ class Pool:
                 path.mkdir(parents=True, exist_ok=True)
             self._clear_partial()
             self._cut_half_line()
+            self._next = self._first_free_number()
         except OSError as error:
             raise UserError(f"The pool {self.folder} cannot be written ({error}); check "
                             "permissions and free space.") from error
@@ -63,7 +115,8 @@ class Pool:
 
         Raises OSError where it cannot be written (a full disk); the pool is then as it was before.
         """
-        name = f"{record['kind']}_{self._next_number():06d}"
+        name = f"{record['kind']}_{self._next:06d}"
+        self._next += 1               # also where it fails: a reader may have seen the name
         length = self.manifest.stat().st_size if self.manifest.is_file() else 0
         try:
             for path in self._write(replace(case, identifier=name)):
@@ -98,7 +151,7 @@ class Pool:
         if self.manifest.is_file():
             os.truncate(self.manifest, length)
 
-    def _next_number(self) -> int:
+    def _first_free_number(self) -> int:
         taken = [p.name for p in self.cases.iterdir()]
         taken += [r["identifier"] for r in read_manifest(self.folder)]
         numbers = [re.match(r"[a-z]+_(\d{6,})", name) for name in taken]
