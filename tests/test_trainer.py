@@ -5,10 +5,12 @@ import errno
 import json
 import os
 import pickle
+import random
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
@@ -167,6 +169,46 @@ def test_probability_0_is_real_only_and_says_so(fold, monkeypatch):
     assert type(training) is trainer.dataset_class
     assert "injection probability 0, this is a real-only run" in text_log(trainer)
     assert not (output(trainer) / "lgesynth_pool").exists()
+
+
+def recorded(fold, name: str, monkeypatch) -> tuple[list[list], list[torch.Tensor]]:
+    """The batches of a training, augmented, and the weights it ends with; all random streams start
+    alike."""
+    seen = []
+    trainer = trainer_of(fold, name)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 2, 2
+    trainer.num_val_iterations_per_epoch = 1
+
+    def step(batch, train=trainer.train_step):
+        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        seen.append([batch["data"].clone(), *(t.clone() for t in target)])
+        return train(batch)
+    monkeypatch.setattr(trainer, "train_step", step)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    trainer.run_training()
+    return seen, weights(trainer)
+
+
+def test_without_injection_batches_and_weights_are_those_of_stock_nnunet(fold, monkeypatch):
+    """And before the first sample enters, whatever the probability: the generator and the pool draw
+    nothing from nnU-Net's random streams."""
+    monkeypatch.delenv("LGESYNTH_SEED")
+    batches, expected = recorded(fold, "nnUNetTrainer", monkeypatch)
+    assert len(batches) == 4 and not torch.equal(batches[0][0], batches[1][0])
+
+    def alike(found, many):
+        return all(torch.equal(a, b) for one, other in zip(found[:many], batches[:many])
+                   for a, b in zip(one, other, strict=True))
+    injected, other = recorded(fold, "nnUNetTrainerLGEPaint", monkeypatch)
+    assert alike(injected, 2) and not alike(injected, 4)     # the pool fills after the first epoch
+    monkeypatch.setenv("LGESYNTH_PROBABILITY", "0")
+    for name in ("nnUNetTrainerLGEReal", "nnUNetTrainerLGEPaint"):
+        found, ended = recorded(fold, name, monkeypatch)
+        assert alike(found, 4)
+        assert all(torch.equal(a, b) for a, b in zip(ended, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(other, expected))
 
 
 def test_without_a_generator_the_command_that_fits_one_is_named(fold):
