@@ -19,7 +19,15 @@ from pathlib import Path
 from nnunet_lgesynth import __version__
 from nnunet_lgesynth.cli_flags import fold_name
 from nnunet_lgesynth.cli_samples import add_anatomy, add_audit, add_synthesize
-from nnunet_lgesynth.cli_train import add_benchmark, add_fit, add_train, benchmark, fit, train
+from nnunet_lgesynth.cli_train import (
+    add_benchmark,
+    add_export,
+    add_fit,
+    add_train,
+    benchmark,
+    fit,
+    train,
+)
 from nnunet_lgesynth.config import UserError
 
 __all__ = ["main"]
@@ -64,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_convert, _add_roles, _add_doctor, add_anatomy, _add_trainers,
-                add_fit, add_synthesize, add_train, add_benchmark, add_audit):
+                add_fit, add_synthesize, add_train, add_benchmark, add_audit, add_export):
         add(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""The commands that compute for long: `fit`, `train` and `benchmark`."""
+"""The commands that compute for long, `fit`, `train` and `benchmark`, and `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunet_lgesynth.cli_flags import budget_flags, device_flag, fold_flags, fold_name
 from nnunet_lgesynth.config import PRESETS, UserError, seeded
 
-__all__ = ["add_benchmark", "add_fit", "add_train", "benchmark", "fit", "train"]
+__all__ = ["add_benchmark", "add_export", "add_fit", "add_train", "benchmark", "fit", "train"]
 
 
 def add_fit(commands) -> None:
@@ -125,4 +125,27 @@ def benchmark(arguments) -> int:
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs)
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
+    return 0
+
+
+def add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export", help="a trained model as a folder that plain nnU-Net predicts with")
+    fold_flags(parser, fold=False)
+    parser.add_argument("-f", nargs="+", required=True, type=fold_name, metavar="FOLD",
+                        help="folds, or 'all'")
+    parser.add_argument("-tr", default="nnUNetTrainerLGESynth", metavar="TRAINER")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE",
+                        help="which checkpoint (default checkpoint_final.pth)")
+    parser.add_argument("-o", required=True, metavar="DIR", help="new model folder")
+    parser.set_defaults(run=export_model)
+
+
+def export_model(arguments) -> int:
+    from nnunet_lgesynth.export import export
+
+    folder = export(arguments.d, arguments.c, arguments.f, arguments.tr, arguments.p, arguments.o,
+                    arguments.chk)
+    print(f"Wrote {folder}; predict with: nnUNetv2_predict_from_modelfolder -m {folder} "
+          f"-f {' '.join(map(str, arguments.f))} -i IMAGES -o PREDICTIONS")
     return 0

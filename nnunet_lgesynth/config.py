@@ -11,13 +11,17 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
-           "UserError", "config_hash", "from_dict", "make_folder",
-           "named_preset", "preset_flags", "seeded", "write_json", "write_text"]
+           "UserError", "config_hash", "from_dict", "make_folder", "named_preset", "new_folder",
+            "preset_flags", "seeded", "write_json", "write_text"]
 
 
 class UserError(ValueError):
@@ -285,6 +289,24 @@ def make_folder(path: str | Path) -> Path:
         raise UserError(f"{path} cannot be a folder ({error.strerror}); name another place.") \
             from error
     return path
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` once the block ends, and never where it fails;
+    `UserError` where `path` is there already and not an empty folder."""
+    path = Path(path).resolve()
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise UserError(f"{path} is not an empty folder; name a new one with -o, or move it away.")
+    make_folder(path.parent)
+    partial = make_folder(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"))
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,8 +10,6 @@ and its heart alone. The output folder is renamed into place when all samples ar
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +24,7 @@ from nnunet_lgesynth.anatomy.measure import measure
 from nnunet_lgesynth.anatomy.priors import Asked, Prior
 from nnunet_lgesynth.anatomy.scar import Unreachable, paint_mask
 from nnunet_lgesynth.anatomy.shapes import SHAPES
-from nnunet_lgesynth.config import QCConfig, UserError, make_folder, write_json
+from nnunet_lgesynth.config import QCConfig, UserError, new_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.raw_case import RawCase, Stored, raw_folder
 from nnunet_lgesynth.generators.condition import Crop
@@ -78,22 +76,12 @@ def write_samples(fold: Fold, generator, judge, prior: Prior, asked: Asked, case
 
     With one case, a request that it cannot hold is an error; of several, another is taken.
     """
-    out = Path(out).resolve()
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; name a new one with -o, or move it away.")
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}.")
-    make_folder(out.parent)
-    partial = make_folder(out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part"))
-    try:
+    with new_folder(out) as partial:
         records = list(tqdm(_samples(fold, generator, judge, prior, asked, cases, n, seed, partial),
                             total=n, desc="Painting", unit="sample"))
         write_json(partial / "samples.json", records)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return records
 
 
