@@ -17,8 +17,8 @@ import numpy as np
 
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["COLUMNS", "FURTHER", "GOALS", "PASS_RATES", "Goal", "cell", "differences", "goals",
-           "markdown", "table", "tertiles", "whole"]
+__all__ = ["ABLATION", "COLUMNS", "FURTHER", "GOALS", "PASS_RATES", "Goal", "cell", "differences",
+           "goals", "markdown", "table", "tertiles", "whole"]
 
 PASS_RATES = {"Dice > 0.6, own judge": "dice_pass_own",
               "Dice > 0.6, independent": "dice_pass_independent",
@@ -29,6 +29,12 @@ COLUMNS = {**PASS_RATES, "feature distance": "feature_distance",
            "transmurality error": "transmurality_error", "SSIM in place": "ssim_crop",
            "RMSE in place": "rmse_crop", "shortcut AUC": "shortcut_auc", "seam AUC": "seam_auc",
            "s per accepted": "seconds_per_accepted"}
+ABLATION = {**PASS_RATES, "whole slice, own judge": "dice_pass_anywhere_own",
+            "whole slice, independent": "dice_pass_anywhere_independent",
+            **{name: COLUMNS[name] for name in (
+                "feature distance", "Frechet distance", "burden error", "transmurality error",
+                "SSIM in place", "RMSE in place", "shortcut AUC", "seam AUC",
+                "s per accepted")}}
 FURTHER = {"KS of the burden asked": "ks_burden", "KS of the burden found": "ks_found_burden",
            "KS of the contrast asked": "ks_asked_contrast",
            "KS of the contrast realised": "ks_contrast",

@@ -11,6 +11,7 @@ from scipy.stats import ks_2samp
 
 from benchmarks import records
 from benchmarks.tables import (
+    ABLATION,
     COLUMNS,
     FURTHER,
     PASS_RATES,
@@ -131,6 +132,11 @@ def curve_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+AUDIT = {"near a training patient": "near", "allowed": "near_allowed",
+         "real scars near another patient": "near_real", "seeds differ": "spread",
+         "contrast followed": "slope", "place followed": "inside"}
+
+
 def samples_page() -> str:
     return (RESULTS.parents[1] / "docs" / "samples.md").read_text()
 
@@ -160,8 +166,18 @@ def test_the_docs_tell_how_the_requests_differ_from_the_real_scars_of_fold_0():
         .format(*off) in text
 
 
-def test_the_pass_rates_are_those_of_the_recorded_slices():
-    rows, lines = records.read(RESULTS / "generator_fold0.json")
+def test_the_docs_show_what_each_part_of_the_recipe_brings():
+    rows = json.loads((RESULTS / "generator_ablation_fold0.json").read_text())
+    text = samples_page()
+    assert markdown(rows, ABLATION) in text and differences(rows, "roi-cpu") in text
+    assert markdown(rows, FURTHER, bounds=False) in text
+    audited = json.loads((RESULTS / "audit_fold0.json").read_text())
+    assert markdown(audited, AUDIT) in text
+
+
+@pytest.mark.parametrize("name", ["generator_fold0.json", "generator_ablation_fold0.json"])
+def test_the_pass_rates_are_those_of_the_recorded_slices(name):
+    rows, lines = records.read(RESULTS / name)
     for row in whole(rows):
         kind, _, judge = row["metric"].partition("_pass_")
         if kind in ("dice", "qc") and judge in ("own", "independent"):
