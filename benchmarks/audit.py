@@ -16,10 +16,9 @@ from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.audit import Audit, audit
 from nnunet_lgesynth.benchmark.compare import number_row
 from nnunet_lgesynth.config import write_json
-from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.generators.fitted import preset_of, read_fitted
+from nnunet_lgesynth.generators.fitted import preset_of
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.generator import refuse_leak, usable_device
+from nnunet_lgesynth.pool.generator import load_inpainter, usable_device
 
 
 def main() -> None:
@@ -35,22 +34,13 @@ def main() -> None:
              "split": f"training, fold {fold.fold}"}
     rows = []
     for name in arguments.generators:
-        generator = _load(name, fold, device)
+        generator = Painter() if name == "paint" else load_inpainter(Path(name), fold, device)
         preset = None if name == "paint" else preset_of(Path(name))
         found = audit(fold, generator, arguments.n, seed=0)
         rows += numbers(found, {**about, "arm": preset or name, "preset": preset,
                                 "versions": {**about["versions"], "generator": found.hash}})
         write_json(arguments.o, rows)
         print(rows[-1]["arm"], "passed" if found.passed else "FAILED")
-
-
-def _load(name: str, fold: Fold, device):
-    if name == "paint":
-        return Painter()
-    from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
-
-    refuse_leak(read_fitted(Path(name), "train")["train"], fold, Path(name))
-    return Inpainter.load(Path(name), device)
 
 
 def numbers(found: Audit, here: dict) -> list[dict]:

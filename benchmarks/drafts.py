@@ -201,8 +201,8 @@ def judge_real(patients: dict[str, Subject], judge, roles: Roles, qc: QCConfig) 
         for (z, mask), found in zip(masks, maps):
             scar, wall = mask[z] > 0, heart.anatomy.myocardium[z]
             values = heart.intensities.apply(heart.lge[z])
-            real, hit = Draft(heart, z, mask[z], values, values, None, False), np.isin(
-                found, roles.scars)
+            real = Draft(heart, z, mask[z], values, values, None, False)
+            hit = np.isin(found, roles.scars)
             near = hit & (feather(scar, heart.anatomy.spacing[1:], FEATHER_MM) > 0)
             rows.append({"case": heart.case.identifier, "z": z, "burden": real.burden,
                          "accepted": None, "contrast": contrast(values, mask[z]),

@@ -38,7 +38,7 @@ from nnunet_lgesynth.generators.subject import read_subjects
 from nnunet_lgesynth.pool.generator import (
     find_inpainter,
     judge_of,
-    refuse_leak,
+    load_inpainter,
     refuse_other_settings,
     usable_device,
 )
@@ -151,13 +151,10 @@ class Bench:
         other settings than the preset of its name, or was tuned by another judge than `own`."""
         if name == "paint":
             return self.measure(Painter(), None, name)
-        from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
-
         folder = Path(name)
-        generator, preset = Inpainter.load(folder, device), preset_of(folder)
-        told = read_fitted(folder, "train", "config", "reward", "minutes")
+        generator, preset = load_inpainter(folder, self.fold, device), preset_of(folder)
+        told = read_fitted(folder, "config", "reward", "minutes")
         named = named_preset(preset)
-        refuse_leak(told["train"], self.fold, folder)
         if named is not None:
             refuse_other_settings(told["config"], named, folder)
         own, reward = self.judges["own"], told["reward"]
@@ -257,6 +254,7 @@ class Bench:
                 for mine, theirs in asked.items() if real[theirs]]
 
     def _looks(self, here: dict, generator, values: dict, patients: list[str]) -> list[dict]:
+        """Rows of how the drafts look; adds the scores in place to `values`, for later arms."""
         mine = values["features"]
         rows = self._distances(here, mine, self.real_features, patients, self.real_of)
         val = self._validation()

@@ -29,7 +29,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
 __all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator",
-           "refuse_leak", "refuse_other_settings", "usable_device"]
+           "load_inpainter", "refuse_leak", "refuse_other_settings", "usable_device"]
 
 
 def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bool = True):
@@ -43,13 +43,16 @@ def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bo
         raise UserError(f"There is no generator {name!r}; choose 'paint' or 'lgesynth'.")
     folder = find_inpainter(fold)
     device = usable_device(device) if isinstance(device, str) else device
-    if judged:
-        judge = judge_of(folder, fold, device)
-    else:
-        judge = refuse_leak(read_fitted(folder, "train")["train"], fold, folder)
+    judge = judge_of(folder, fold, device) if judged else None
+    return load_inpainter(folder, fold, device), judge
+
+
+def load_inpainter(folder: Path, fold: Fold, device: torch.device | str):
+    """The inpainter of a fitted folder; `UserError` where it was fitted on validation cases."""
     from nnunet_lgesynth.generators.inpaint.sample import Inpainter  # diffusers: only here
 
-    return Inpainter.load(folder, device), judge
+    refuse_leak(read_fitted(folder, "train")["train"], fold, folder)
+    return Inpainter.load(folder, device)
 
 
 def judge_of(folder: Path, fold: Fold, device: str | torch.device) -> Segmenter:

@@ -47,11 +47,10 @@ class Manifest:
         """Read on; whether earlier records are still the same (the writer takes back a line that
         it could not write in whole, and a new training drops all)."""
         try:
+            if _stamp_of(os.stat(self.path)) == self._stamp:     # as for nearly every case read
+                return True
             with open(self.path, "rb") as file:
                 state = os.fstat(file.fileno())
-                stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
-                if stamp == self._stamp:
-                    return True
                 same = self._goes_on(file, state)
                 if not same:
                     self._forget()
@@ -63,7 +62,7 @@ class Manifest:
             return same
         whole = lines.rfind(b"\n") + 1
         self.records += _parsed(lines[:whole])
-        self._stamp, self._read = stamp, self._read + whole
+        self._stamp, self._read = _stamp_of(state), self._read + whole
         return same
 
     def _goes_on(self, file, state: os.stat_result) -> bool:
@@ -74,6 +73,10 @@ class Manifest:
             return False
         file.seek(self._read - 1)
         return file.read(1) == b"\n"
+
+
+def _stamp_of(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _parsed(lines: bytes) -> list[dict]:
