@@ -126,6 +126,20 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
     assert (generator.pixels, generator.mm) == (32, 1.4) and np.isfinite(generator.feather_mm)
 
 
+def test_a_preset_without_reward_is_fitted_without_a_judge_but_not_used_without(
+        fold, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+    results, call = tmp_path / "nnUNet_results", (DATASET, "2d", 0, "nnUNetPlans")
+    with pytest.raises(UserError, match="real-only nnU-Net of this fold is needed as judge"):
+        fit_generator(*call, tiny_config(), None, "cpu")
+    folder = fit_generator(*call, tiny_config(reward_steps=0), None, "cpu")
+    assert json.loads((folder / "config.json").read_text())["reward"] is None
+    with pytest.raises(UserError, match="real-only nnU-Net of this fold is needed as judge"):
+        load_generator("lgesynth", fold, CPU)
+    judge_folder = write_tiny_model(results, seed=1)
+    assert load_generator("lgesynth", fold, CPU)[1].source == judge_folder / "checkpoint_final.pth"
+
+
 def test_a_leaky_start_is_refused_before_anything_is_written(fold, tmp_path):
     results, start = tmp_path / "nnUNet_results", tmp_path / "start"
     write_tiny_model(results, seed=1)

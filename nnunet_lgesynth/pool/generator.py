@@ -75,17 +75,20 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
                   dry_run: bool = False, start: str | Path | None = None) -> Path:
     """Fit the inpainter on a fold's training cases; returns its folder.
 
-    `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's. Judge,
-    cases and folder are examined before anything is written; `dry_run` ends there.
+    `reward` is the fold folder of the nnU-Net that judges; default: the stock trainer's, which a
+    preset without reward steps does not need. Judge, cases and folder are examined before anything
+    is written; `dry_run` ends there.
     """
     opened = Fold.open(dataset, configuration, fold, plans)
     results = nnunet_path("nnUNet_results")
     folder = generator_folder(results, opened.dataset, config.preset, plans, configuration, fold)
-    reward = Path(reward) if reward else default_reward_folder(
-        results, opened.dataset, plans, configuration, fold)
     target = usable_device(device)
-    judge = Segmenter.load_fold(reward, "cpu")      # `fit` takes it to the process's own device
-    judge.check_fold(opened)
+    judge = None
+    if reward or config.reward_steps > 0:
+        reward = Path(reward) if reward else default_reward_folder(
+            results, opened.dataset, plans, configuration, fold)
+        judge = Segmenter.load_fold(reward, "cpu")  # `fit` takes it to the process's own device
+        judge.check_fold(opened)
     prepare(opened, InjectionConfig().prior)      # refuses cases that hold nothing to learn from
     _require_writable(folder)
     from nnunet_lgesynth.generators.inpaint.train import check, fit  # diffusers: here
