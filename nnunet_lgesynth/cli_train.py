@@ -74,9 +74,9 @@ def train(arguments) -> int:
         Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
         usable_device(arguments.device)
     add_to_environment()
-    given = {f: v for f in ("epochs", "iterations", "seed", "probability", "generator")
+    given = {f: v for f in ("epochs", "iterations", "warm_up", "seed", "probability", "generator")
              if (v := getattr(arguments, f)) is not None}
-    find_trainer(arguments.tr, [f"--{f}" for f in given])
+    find_trainer(arguments.tr, [f"--{f.replace('_', '-')}" for f in given])
     os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})
     from nnunetv2.run.run_training import run_training_entry
 
@@ -122,7 +122,8 @@ def benchmark(arguments) -> int:
         arguments.d, arguments.c, arguments.arms, arguments.folds, arguments.seeds,
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
-        labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs)
+        labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs,
+        warm_up=arguments.warm_up)
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

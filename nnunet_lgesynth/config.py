@@ -146,11 +146,16 @@ class QCConfig:
 
 @dataclass(frozen=True)
 class InjectionConfig:
-    """How often a training case is answered from the pool, and how the pool grows."""
+    """How often a training case is answered from the pool, and how the pool grows meanwhile."""
 
     probability: float = 0.5        # at a full pool; scales with the pool until it is full
-    pool_cases: int = 64            # scarred cases at which the pool counts as full
-    cases_per_refill: int = 8       # scarred cases asked for between two epochs
+    pool_cases: int = 64            # scarred cases that are served, and as many healthy ones
+    refresh_cases: int = 4          # cases of each kind by which an epoch may renew a full pool
+    budget: float = 0.03            # share of the training's time that synthesis may take
+    grace: float = 60.0             # seconds of computing beyond that, for its start
+    warm_up: int = 0                # scarred cases that the training waits for before it begins
+    ramp_epochs: int = 0            # the probability rises linearly over so many epochs
+    ratio_cap: float = 2.0          # a synthetic case is served at most so often as a real one
     prior: str = "fitted"
     seed: int = 0
 
@@ -158,9 +163,16 @@ class InjectionConfig:
         if not 0 <= self.probability <= 1:
             raise UserError(f"The injection probability must lie in [0, 1], not "
                             f"{self.probability}.")
-        if min(self.pool_cases, self.cases_per_refill) < 1:
-            raise UserError("pool_cases and cases_per_refill must be at least 1, not "
-                            f"{self.pool_cases} and {self.cases_per_refill}.")
+        if self.pool_cases < 1 or min(self.refresh_cases, self.warm_up, self.ramp_epochs) < 0:
+            raise UserError("pool_cases must be at least 1 and refresh_cases, warm_up and "
+                            f"ramp_epochs 0 or more, not {self.pool_cases}, {self.refresh_cases}, "
+                            f"{self.warm_up} and {self.ramp_epochs}.")
+        if self.warm_up > self.pool_cases:
+            raise UserError(f"warm_up {self.warm_up} is more than the pool holds; set pool_cases "
+                            f"{self.pool_cases} or fewer.")
+        if not 0 < self.budget <= 1 or not self.grace >= 0 or not self.ratio_cap > 0:
+            raise UserError("budget must lie in (0, 1], grace be 0 or more and ratio_cap positive, "
+                            f"not {self.budget}, {self.grace} and {self.ratio_cap}.")
 
 
 @dataclass(frozen=True)

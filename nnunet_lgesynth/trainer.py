@@ -1,10 +1,11 @@
 """The base trainer: stock nnU-Net whose training set answers part of its cases from a pool.
 
-Only the narrowest hooks are used: the training set is wrapped, the pool grows between epochs, one
-row an epoch goes to `lgesynth.jsonl`. With `generator = None` nothing is wrapped at all.
-Settings come from class attributes; these environment variables change them for one run, the
+Only the narrowest hooks are used: the training set is wrapped, the engine is listened to after each
+iteration, one row an epoch goes to `lgesynth.jsonl`. With `generator = None` nothing is wrapped at
+all. Settings come from class attributes; these environment variables change them for one run, the
 same way in every arm: LGESYNTH_EPOCHS, LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PROBABILITY,
-LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from its flags.
+LGESYNTH_WARM_UP, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from
+its flags.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from time import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_text
@@ -49,6 +51,7 @@ class LGESynthTrainer(nnUNetTrainer):
         epochs = environment_number("LGESYNTH_EPOCHS", int, 1)
         iterations = environment_number("LGESYNTH_ITERATIONS", int, 1)
         probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
+        warm_up = environment_number("LGESYNTH_WARM_UP", int, 0)
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
         if epochs is not None:
             self.num_epochs = epochs
@@ -58,6 +61,8 @@ class LGESynthTrainer(nnUNetTrainer):
             self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
         if probability is not None:
             self.injection = dataclasses.replace(self.injection, probability=probability)
+        if warm_up is not None:
+            self.injection = dataclasses.replace(self.injection, warm_up=warm_up)
         if self.seed is not None:
             self.injection = dataclasses.replace(self.injection, seed=self.seed)
 
@@ -76,8 +81,15 @@ class LGESynthTrainer(nnUNetTrainer):
         return self.generator is not None and self.injection.probability > 0
 
     def run_training(self):
-        with self._in_one_sentence():
-            super().run_training()
+        try:
+            with self._in_one_sentence():
+                super().run_training()
+        finally:
+            self._stop_synthesis()
+
+    def _stop_synthesis(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
     def initialize(self):
         if self.seed is not None and not self.was_initialized:
@@ -112,8 +124,9 @@ class LGESynthTrainer(nnUNetTrainer):
             configuration=self.configuration_name, fold=self.fold, dataset_json=self.dataset_json,
             preprocessed=Path(self.preprocessed_dataset_folder), training=training,
             validation_identifiers=validation.identifiers, output=Path(self.output_folder),
-            device=self.device, log=self.print_to_log_file, rank=self.local_rank, qc=self.qc,
-            fresh=self.current_epoch == 0)
+            device=self.device, log=self.print_to_log_file, rank=self.local_rank,
+            world=dist.get_world_size() if self.is_ddp else 1, qc=self.qc,
+            epoch=self.current_epoch)
         return training, validation
 
     def on_train_start(self):
@@ -122,6 +135,21 @@ class LGESynthTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
 
+    def on_train_end(self):
+        self._stop_synthesis()
+        super().on_train_end()
+
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        if self.engine is not None:
+            self.engine.start_epoch(self.current_epoch)
+
+    def train_step(self, batch: dict) -> dict:
+        result = super().train_step(batch)
+        if self.engine is not None:
+            self.engine.tend()
+        return result
+
     def on_epoch_end(self):
         super().on_epoch_end()
         if self.local_rank != 0:
@@ -129,8 +157,7 @@ class LGESynthTrainer(nnUNetTrainer):
         row = {"epoch": self.current_epoch - 1, "probability": 0.0, "patches": None,
                "injected_patches": 0, "injected_fraction": 0.0, **self._origin}
         if self.engine is not None:
-            last = self.current_epoch >= self.num_epochs
-            row.update(self.engine.epoch_row(refill=not last))
+            row.update(self.engine.epoch_row())
             self.print_to_log_file(self.engine.describe(row))
         stamps = [self.logger.get_value(f"epoch_{e}_timestamps", step=-1) for e in ("start", "end")]
         row.update(seconds_epoch=round(stamps[1] - stamps[0], 3), time=round(time(), 1))

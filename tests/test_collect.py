@@ -126,7 +126,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_a_broken_middle_is_named(tmp_path)
 def epoch(number, probability, fraction, **more):
     return {"epoch": number, "probability": probability, "injected_fraction": fraction,
             "drafted": 10, "accepted": 4, "unique_slices_served": number, "seconds_epoch": 60.0,
-            "seconds_synthesis": 2.0, **more}
+            "seconds_synthesis": 2.0, "seconds_waited": 30.0 * (number == 0), **more}
 
 
 def test_injected_fraction_is_read_after_warm_up_and_a_resumed_epoch_counts_once(training):
@@ -146,7 +146,7 @@ def test_injected_fraction_is_read_after_warm_up_and_a_resumed_epoch_counts_once
         epoch(0, 0.5, 0.4, pool_burden=0.2, real_burden=0.21)) + "\n")
     again = training_summary(training)
     assert (again["pool_burden"], again["real_burden"], again["pool_contrast"]) == (0.2, 0.21, None)
-    assert summary["unique_slices"] == 3 and summary["minutes"] == pytest.approx(4 * 62 / 60)
+    assert summary["unique_slices"] == 3 and summary["minutes"] == pytest.approx((4 * 60 + 30) / 60)
 
 
 def test_manifest_gives_pass_counts_and_reasons(training):

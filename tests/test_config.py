@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +64,10 @@ def test_vae_shrinks_by_two_or_four(channels):
 
 @pytest.mark.parametrize("cls, values", [
     (QCConfig, {"label": "best"}), (QCConfig, {"min_dice": 0.1, "max_source_dice": 0.2}),
-    (InjectionConfig, {"probability": 1.1}), (InjectionConfig, {"pool_cases": 0})])
+    (InjectionConfig, {"probability": 1.1}), (InjectionConfig, {"pool_cases": 0}),
+    (InjectionConfig, {"budget": 0}), (InjectionConfig, {"warm_up": 65}),
+    (InjectionConfig, {"refresh_cases": -1}), (InjectionConfig, {"ratio_cap": 0}),
+    (InjectionConfig, {"grace": float("nan")})])
 def test_contradictory_qc_and_injection_are_refused(cls, values):
     with pytest.raises(UserError):
         cls(**values)
@@ -83,3 +88,11 @@ def test_write_json_replaces_whole_files(tmp_path):
         write_json(path, {"x": object()})
     assert json.loads(path.read_text()) == {"x": [1, 2]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_docs_tell_every_setting_of_the_injection_with_its_default():
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+)", text, re.MULTILINE))
+    defaults = {f.name: f.default for f in dataclasses.fields(InjectionConfig)}
+    assert told.keys() == defaults.keys()
+    assert all(type(v)(told[name]) == v for name, v in defaults.items())

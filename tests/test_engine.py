@@ -1,31 +1,33 @@
-"""Laws of the engine: it fills the pool between epochs, counts what was served, and never stops the
-training for want of disk or of good samples."""
+"""Laws of the engine: its process fills the pool within a budget while the training goes on, what
+was served and drafted is counted, and nothing that happens to the process ends the training."""
 
-import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tiny_fold import write_tiny_fold
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.engine import MAX_DRAFTS_PER_CASE, POOL_FOLDER, Engine, attach
-from nnunet_lgesynth.pool.store import Pool, read_manifest
+from nnunet_lgesynth.pool.background import Budget
+from nnunet_lgesynth.pool.engine import POOL_FOLDER, RESTARTS, Engine, attach
+from nnunet_lgesynth.pool.store import read_manifest
+from nnunet_lgesynth.pool.studio import Studio
 
-INJECTION = InjectionConfig(probability=0.8, pool_cases=4, cases_per_refill=2, seed=1)
+INJECTION = InjectionConfig(probability=0.8, pool_cases=4, refresh_cases=2, budget=1.0, seed=1,
+                            ratio_cap=100)
 CPU = torch.device("cpu")
-
-
-class Blank(Painter):
-    """A generator whose scars are never there, so that the quality control refuses them."""
-
-    hash = "blank"
-
-    def drafts(self, conditions, seeds):
-        return [np.zeros((self.pixels, self.pixels), np.float32) for _ in conditions]
+PATIENCE = 120           # seconds; the process imports torch first, and machines may be busy
 
 
 @pytest.fixture
@@ -42,16 +44,32 @@ def log():
 @pytest.fixture
 def start(fold, tmp_path, log):
     """A factory: what a trainer gets when its data loaders are made."""
-    def make(injection=INJECTION, rank=0, generator="paint", fresh=False):
+    engines = []
+
+    def make(injection=INJECTION, rank=0, world=1, generator="paint", epoch=0):
         training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
-        return attach(generator, injection, fold.plans, "2d", 0, fold.dataset_json, fold.folder,
-                      training, list(fold.val), tmp_path / "fold_0", CPU, log.append, rank,
-                      fresh=fresh)
-    return make
+        engine, dataset = attach(
+            generator, injection, fold.plans, "2d", 0, fold.dataset_json, fold.folder, training,
+            list(fold.val), tmp_path / "fold_0", CPU, log.append, rank, world, epoch=epoch)
+        engines.append(engine)
+        return engine, dataset
+    yield make
+    for engine in engines:
+        engine.close()
 
 
-def engine_of(fold, folder, log, generator=None, injection=INJECTION) -> Engine:
-    return Engine(fold, generator or Painter(), None, injection, folder, log.append)
+@pytest.fixture
+def alone(monkeypatch):
+    """Engines without their process, for what the training's side does by itself."""
+    monkeypatch.setattr(Engine, "_start", lambda self: None)
+
+
+def fill(fold, folder, cases: int, injection=INJECTION) -> Studio:
+    """Put so many cases of each kind into a pool."""
+    studio = Studio(fold, Painter(), None, injection, folder, lambda _: None)
+    while min(studio.kept.values()) < cases:
+        studio.draft()
+    return studio
 
 
 def serve(dataset, times: int) -> None:
@@ -60,238 +78,224 @@ def serve(dataset, times: int) -> None:
         dataset.load_case(dataset.identifiers[k % len(dataset.identifiers)])[0][:]
 
 
-def test_it_starts_empty_with_one_warning_and_the_probability_grows_with_the_pool(start, log):
+def until(engine, reached) -> None:
+    """Tend the engine, as a training does after each iteration, until `reached()`."""
+    deadline = monotonic() + PATIENCE
+    while not reached():
+        assert monotonic() < deadline, "the process did not get there"
+        engine.tend()
+        sleep(0.05)
+
+
+def test_a_training_begins_at_once_and_the_pool_fills_while_it_runs(start, log, tmp_path):
     engine, dataset = start()
     assert len(log) == 1 and "WARNING: the pool is empty" in log[0]
-    rows = []
-    for epoch in range(3):
-        serve(dataset, 60)
-        rows.append(engine.epoch_row(refill=epoch < 2))
-    assert [r["probability"] for r in rows] == [0.0, 0.4, 0.8]
-    assert [r["patches"] for r in rows] == [60, 60, 60]
-    assert rows[0]["injected_patches"] == 0
-    assert 0.2 < rows[1]["injected_fraction"] < 0.6 < rows[2]["injected_fraction"] < 1
-    assert [r["pool_scarred_cases"] for r in rows] == [0, 2, 4]     # that the epoch drew from
-    assert [r["pool_healthy_cases"] for r in rows] == [0, 2, 4]
-    assert rows[2]["drafted"] == rows[2]["accepted"] == 0
-    assert rows[0]["drafted"] >= rows[0]["accepted"] > 0 < rows[0]["seconds_synthesis"]
-    assert len(log) == 1 and json.loads(json.dumps(rows)) == rows
+    serve(dataset, 20)
+    first = engine.epoch_row()
+    assert (first["probability"], first["patches"], first["injected_patches"]) == (0.0, 20, 0)
+    assert first["synthesis_share"] is not None and first["memory_mb"] > 0
+    until(engine, lambda: min(engine.counts()["pool_scarred_cases"],
+                              engine.counts()["pool_healthy_cases"]) == 4)
+    serve(dataset, 100)
+    row = engine.epoch_row()
+    assert row["probability"] == 0.8 and 0.5 < row["injected_fraction"] < 1
+    assert row["drafted"] >= row["accepted"] > 0 < row["seconds_synthesis"]
+    assert row["memory_synthesis_mb"] > 100 and 0 <= row["pool_age_minutes"] < 10
+    assert 0 < row["real_burden"] < 1 and row["pool_burden"] is not None
+    engine.start_epoch(1)                                # a full pool is renewed
+    until(engine, lambda: len(read_manifest(engine.folder)) == 12)
+    assert engine.counts()["pool_scarred_cases"] == 4 and len(log) == 1
+    assert json.loads(json.dumps([first, row])) == [first, row]
+    seeds = [r["seed"] for r in read_manifest(engine.folder)]
+    engine.close()
+    other = fill(engine.order.fold, tmp_path / "alone", 4)       # as if drafted one by one
+    assert seeds[:8] == [r["seed"] for r in read_manifest(other.pool.folder)]
 
 
-def test_rows_count_slices_and_unique_samples(start):
-    engine, dataset = start()
-    engine.refill()
-    engine.refill()
+def test_a_warm_up_is_waited_for(start, log):
+    engine, dataset = start(replace(INJECTION, budget=0.001, grace=0, warm_up=2))
+    assert engine.counts()["pool_scarred_cases"] == 2 and dataset.probability("scar") == 0
+    serve(dataset, 60)
+    row = engine.epoch_row()
+    assert row["injected_fraction"] > 0.2 and row["seconds_waited"] > 0
+    assert ["Waiting until" in text for text in log] == [True]
+    assert engine.epoch_row()["seconds_waited"] == 0
+
+
+def test_a_process_that_dies_is_started_again_and_the_pool_goes_on(start, log, fold, tmp_path):
+    fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 2)
+    engine, dataset = start(epoch=3)
+    assert not log                                       # the pool is that of the training
+    psutil.Process(engine._process.pid).kill()
+    until(engine, lambda: log)
+    assert "has ended" in log[0] and "goes on with the pool" in log[0] and "again" in log[0]
+    serve(dataset, 40)
+    assert engine.epoch_row()["injected_fraction"] > 0
+    engine.start_epoch(4)
+    until(engine, lambda: engine.counts()["pool_scarred_cases"] == 4)
+    for epoch in range(5, 5 + RESTARTS):
+        if engine._process is not None:
+            psutil.Process(engine._process.pid).kill()
+        until(engine, lambda: engine._pipe is None)
+        engine.start_epoch(epoch)
+    assert engine._process is None and "not started again" in log[-1]
+    assert len(log) == 1 + RESTARTS
+
+
+def test_what_is_wrong_with_the_fold_is_heard_of_by_the_training(start, fold):
+    for identifier in fold.train:                        # a scar in every slice: nowhere to paint
+        case = fold.read(identifier)
+        for path in fold.folder.glob(f"{identifier}*"):
+            path.unlink()
+        fold.write(replace(case, labels=np.where(case.labels == 2, 3, case.labels)), fold.folder)
+    engine, _ = start()
+    with pytest.raises(UserError, match=r"nothing to paint into|no measurable scar|None of the"):
+        until(engine, lambda: False)
+    assert engine._process is None
+
+
+CHILD = """
+    import multiprocessing, os, sys, time
+    sys.path[:0] = [{tests!r}]
+    def hold(): time.sleep(300)
+    if __name__ == "__main__":
+        import torch
+        from pathlib import Path
+        from nnunet_lgesynth.config import InjectionConfig
+        from nnunet_lgesynth.pool.engine import attach
+        from tiny_fold import write_tiny_fold
+        fold = write_tiny_fold({folder!r})
+        training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
+        engine, _ = attach("paint", InjectionConfig(budget=1.0), fold.plans, "2d", 0,
+                           fold.dataset_json, fold.folder, training, list(fold.val),
+                           Path({folder!r}) / "fold_0", torch.device("cpu"), print)
+        worker = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
+        worker.start()
+        print("pids", engine._process.pid, worker.pid, flush=True)
+        time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on POSIX only")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_process_ends_with_its_training_however_that_ends(tmp_path, signal_number):
+    """Also while a worker of the training lives on, which holds the pipe open."""
+    script = tmp_path / "training.py"
+    script.write_text(textwrap.dedent(CHILD.format(tests=str(Path(__file__).parent),
+                                                   folder=str(tmp_path))))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.DEVNULL) as training:
+        line = next(text for text in training.stdout if text.startswith("pids"))
+        pool, worker = (psutil.Process(int(pid)) for pid in line.split()[1:])
+        deadline = monotonic() + PATIENCE
+        while len(read_manifest(tmp_path / "fold_0" / POOL_FOLDER)) < 2:
+            assert monotonic() < deadline
+            sleep(0.05)
+        training.send_signal(signal_number)
+        try:
+            assert pool.wait(PATIENCE) is None or not pool.is_running()
+        finally:
+            if worker.is_running():
+                worker.kill()
+    folder = tmp_path / "fold_0" / POOL_FOLDER
+    for record in read_manifest(folder):                                # none was lost or halved
+        assert (folder / "cases" / f"{record['identifier']}.pkl").is_file()
+
+
+def test_the_budget_is_a_share_of_the_time_on_all_cores_and_does_not_pile_up():
+    now, spent = [100.0], [7.0]
+    budget = Budget(0.03, 4, grace=20.0, spent=lambda: spent[0], clock=lambda: now[0])
+    assert budget.left == pytest.approx(20)
+    spent[0] += 19
+    now[0] += 50
+    assert budget.left == pytest.approx(1 + 50 * 0.12)
+    spent[0] += 10
+    assert budget.left < 0
+    now[0] += 1e6
+    assert budget.left == pytest.approx(30)
+
+
+def test_rows_count_slices_and_unique_samples(start, alone, fold, tmp_path):
+    studio = fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 4)
+    engine, dataset = start(epoch=1)
     serve(dataset, 200)
-    row = engine.epoch_row(refill=False)
-    slices = {k: sum(len(r["slices"]) for r in read_manifest(engine.pool.folder)
+    row = engine.epoch_row()
+    slices = {k: sum(len(r["slices"]) for r in read_manifest(studio.pool.folder)
                      if r["kind"] == k) for k in ("scar", "healthy")}
     assert (row["pool_scarred_slices"], row["pool_healthy_slices"]) == tuple(slices.values())
     assert row["unique_cases_served"] == 8 and row["unique_slices_served"] == sum(slices.values())
     serve(dataset, 10)
-    after = engine.epoch_row(refill=False)
+    after = engine.epoch_row()
     assert after["patches"] == 10                       # an epoch's own, unique ones of all epochs
     assert after["unique_slices_served"] == row["unique_slices_served"]
+    assert f"injected fraction {row['injected_fraction']:.3f} of 200 patches" in \
+        engine.describe(row)
 
 
-def test_a_new_training_starts_with_an_empty_pool_and_one_that_goes_on_keeps_it(start):
-    engine, _ = start()
-    engine.refill()
-    assert start()[0].counts()["pool_scarred_cases"] == 2
-    assert start(fresh=True, rank=1) and start()[0].counts()["pool_scarred_cases"] == 2
-    engine, dataset = start(fresh=True)
-    assert set(engine.counts().values()) == {0}
+def test_a_new_training_starts_with_an_empty_pool_and_one_that_goes_on_keeps_it(start, alone, fold,
+                                                                             tmp_path):
+    fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 2)
+    assert start(epoch=1)[0].counts()["pool_scarred_cases"] == 2
+    start(rank=1, world=2)                              # another rank drops its own pool only
+    assert start(epoch=1)[0].counts()["pool_scarred_cases"] == 2
+    engine, dataset = start()
+    assert not any(engine.counts().values())
     serve(dataset, 4)
-    assert engine.epoch_row(refill=False)["patches"] == 4
+    assert engine.epoch_row()["patches"] == 4
 
 
-def test_hearts_of_an_older_split_do_not_count(fold, tmp_path, log):
-    engine = engine_of(fold, tmp_path / "pool", log)
-    engine.refill()
-    sources = {r["source"] for r in read_manifest(engine.pool.folder)}
-    later = engine_of(replace(fold, train=tuple(set(fold.train) - sources) or ("case_01",)),
-                      tmp_path / "pool", log)
-    known = {r["source"] for r in later._records()}
-    assert sources and known <= set(later.fold.train)
-    assert sum(later.counts().values()) < sum(engine.counts().values())
-
-
-def test_the_pools_scars_are_shown_beside_the_real_ones(start):
-    engine, _ = start()
-    empty = engine.likeness()
-    assert empty["pool_burden"] is None and 0 < empty["real_burden"] < 1
-    engine.refill()
+def test_the_pools_scars_are_measured_as_they_are_served(start, alone, fold, tmp_path):
+    fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 2)
+    engine, _ = start(epoch=1)
     found = engine.likeness()
-    kept = [r for r in read_manifest(engine.pool.folder) if r["kind"] == "scar"]
-    assert found.items() <= engine.epoch_row(refill=False).items()
+    kept = [r for r in read_manifest(engine.folder) if r["kind"] == "scar"]
     for name in ("burden", "slice_share", "contrast"):
-        assert found[f"real_{name}"] == empty[f"real_{name}"]
         assert found[f"pool_{name}"] == pytest.approx(
             np.mean([r["measured"][name] for r in kept]), abs=1e-4)
-    roles = engine.fold.info.roles
-    labels = engine.fold.cases_folder(engine.pool.cases).load_case(kept[0]["identifier"])[1][0]
+    roles = fold.info.roles
+    labels = fold.cases_folder(engine.folder / "cases").load_case(kept[0]["identifier"])[1][0]
     ring = np.isin(labels, roles.wall)
     assert kept[0]["measured"]["burden"] == pytest.approx(
         np.isin(labels, roles.scars).sum() / ring.sum(), rel=0.05)
 
 
-def test_the_pass_rate_is_of_scars_and_healthy_wall_is_counted_apart(start):
-    engine, _ = start()
-    row = engine.epoch_row(refill=True)
-    kept = {k: sum(len(r["verdicts"]) for r in read_manifest(engine.pool.folder)
-                   if r["kind"] == k) for k in ("scar", "healthy")}
-    assert row["drafted"] >= kept["scar"] and row["drafted_healthy"] >= kept["healthy"]
-    assert (row["accepted"], row["accepted_healthy"]) == tuple(
-        engine.counts()[f"pool_{k}_slices"] for k in ("scarred", "healthy"))
-    engine.generator = Blank()                    # its scars are refused, its healthy wall is not
-    engine._drafts = {k: engine._stream(k) for k in engine._drafts}
-    row = engine.epoch_row(refill=True)
-    assert row["accepted"] == 0 < row["drafted"]
+def test_each_rank_has_its_share_of_the_pool_in_a_folder_of_its_own(start, alone, tmp_path):
+    injection = replace(INJECTION, pool_cases=5, refresh_cases=1)
+    engines = [start(injection, rank, world=2)[0] for rank in range(2)]
+    assert [e.folder.name for e in engines] == ["lgesynth_pool", "lgesynth_pool_rank1"]
+    assert {e.injection.pool_cases for e in engines} == {3}
+    assert [e.order.rank for e in engines] == [0, 1]
 
 
-def test_without_a_scar_free_case_a_warning_says_what_is_missing(fold, tmp_path, log):
-    engine_of(fold, tmp_path / "a", log)
-    assert not log
-    engine = engine_of(replace(fold, train=("case_00", "case_02")), tmp_path / "b", log)
-    assert len(log) == 1 and "no training case is free of scar" in log[0]
-    assert engine.epoch_row(refill=True)["drafted_healthy"] == 0
-
-
-def test_the_log_line_holds_the_injected_fraction(start):
-    engine, dataset = start()
-    engine.refill()
-    serve(dataset, 40)
-    row = engine.epoch_row(refill=True)
-    assert f"injected fraction {row['injected_fraction']:.3f} of 40 patches" in engine.describe(row)
-
-
-def test_the_pool_never_outgrows_its_size_and_keeps_one_healthy_case_a_scar(fold, tmp_path, log):
-    engine = engine_of(fold, tmp_path / "pool", log,
-                       injection=replace(INJECTION, pool_cases=5, cases_per_refill=3))
-    for _ in range(4):
-        engine.epoch_row(refill=True)
-    counts = engine.counts()
-    assert counts["pool_scarred_cases"] == counts["pool_healthy_cases"] == 5
-
-
-def test_manifest_records_tell_how_a_sample_came_about(start, fold):
-    engine, _ = start()
-    engine.refill()
-    records = read_manifest(engine.pool.folder)
-    assert {r["kind"] for r in records} == {"scar", "healthy"}
-    for record in records:
-        assert record["generator"] == Painter().hash and record["source"] in fold.train
-        assert record["spec"]["shape"] == "sector" and isinstance(record["seed"], int)
-        accepted = {int(z) for z, v in record["verdicts"].items() if v["accepted"]}
-        assert accepted == set(record["slices"]) == {int(z) for z in record["changed"]}
-        assert set(record["captions"]) == set(record["verdicts"])
-
-
-def test_a_continued_training_draws_what_it_would_have_drawn(fold, tmp_path, log):
-    first = engine_of(fold, tmp_path / "pool", log)
-    first.refill()
-    before = read_manifest(tmp_path / "pool")
-    second = engine_of(fold, tmp_path / "pool", log)
-    second.refill()
-    after = read_manifest(tmp_path / "pool")
-    assert after[:len(before)] == before
-    assert not {r["seed"] for r in before} & {r["seed"] for r in after[len(before):]}
-    fresh = engine_of(fold, tmp_path / "other", log)
-    fresh.refill()
-    assert read_manifest(tmp_path / "other") == before           # same seed, same pool
-    fresh.refill()
-    assert read_manifest(tmp_path / "other") == after
-    other = engine_of(fold, tmp_path / "third", log, injection=replace(INJECTION, seed=2))
-    other.refill()
-    assert read_manifest(tmp_path / "third") != before
-
-
-def test_samples_of_another_generator_do_not_count(fold, tmp_path, log):
-    engine_of(fold, tmp_path / "pool", log).refill()
-    blank = engine_of(fold, tmp_path / "pool", log, Blank())
-    assert set(blank.counts().values()) == {0}
-
-
-def test_a_generator_that_is_always_refused_ends_its_refill_and_says_so(fold, tmp_path, log):
-    engine = engine_of(fold, tmp_path / "pool", log, Blank())
-    engine.qc = QCConfig()
-    row = engine.epoch_row(refill=True)
-    drafts = MAX_DRAFTS_PER_CASE * INJECTION.cases_per_refill
-    assert row["drafted"] >= drafts and engine.counts()["pool_scarred_cases"] == 0
-    assert len(log) == 1 and f"{drafts} drafts" in log[0] and "quality control refuses" in log[0]
-
-
-def test_a_full_disk_stops_the_refill_and_not_the_training(start, log, monkeypatch):
-    engine, dataset = start()
-    engine.refill()
-    served = read_manifest(engine.pool.folder)
+def test_an_epoch_that_cannot_be_told_is_said_and_survived(start, alone, log, monkeypatch):
+    injection = replace(INJECTION, ramp_epochs=4)
+    engine, _ = start(injection)
+    engine.start_epoch(2)
+    assert (engine.folder / "epoch.txt").read_text() == "2"
     log.clear()
 
-    def full(self, case, record):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pool, "add", full)
-        rows = [engine.epoch_row(refill=True) for _ in range(3)]
-        serve(dataset, 20)
-    assert len(log) == 1 and "No space left on device" in log[0] and "goes on" in log[0]
-    assert read_manifest(engine.pool.folder) == served
-    assert all(r["probability"] == 0.4 and r["pool_scarred_cases"] == 2 for r in rows)
-    assert engine.epoch_row(refill=True)["injected_fraction"] > 0
-    assert len(log) == 1 and engine.counts()["pool_scarred_cases"] == 4     # space was freed
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("nnunet_lgesynth.pool.engine.tell_epoch", full)
+    engine.start_epoch(3)
+    assert len(log) == 1 and "does not rise" in log[0]
 
 
-def test_a_disk_that_fills_up_leaves_as_many_healthy_cases_as_scarred_ones(start, monkeypatch):
-    engine, _ = start(replace(INJECTION, pool_cases=8, cases_per_refill=8))
-    real = Pool.add
-
-    def until_full(self, case, record):
-        if len(read_manifest(self.folder)) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(self, case, record)
-
-    monkeypatch.setattr(Pool, "add", until_full)
-    engine.refill()
-    counts = engine.counts()
-    assert counts["pool_scarred_cases"] == counts["pool_healthy_cases"] == 2
-
-
-def test_only_rank_0_fills_the_pool_and_all_ranks_read_it(start, tmp_path):
-    reader, late = start(rank=1)
-    assert reader is None and not (tmp_path / "fold_0" / POOL_FOLDER).exists()
-    serve(late, 4)
-    engine, dataset = start()
-    engine.refill()
-    _, early = start(rank=1)
-    for rank in (dataset, late, early):
-        serve(rank, 20)
-        assert rank.ramp == 0.5
-    row = engine.epoch_row(refill=False)
-    assert row["patches"] == 60                          # of all ranks
-
-
-def test_scarred_identifiers_are_those_whose_labels_hold_scar(start):
+def test_scarred_identifiers_are_those_whose_labels_hold_scar(start, alone):
     assert start()[1].scarred == {"case_00", "case_02"}
 
 
-def test_fold_all_trains_and_validates_on_the_same_cases(fold, tmp_path, log):
+def test_fold_all_trains_and_validates_on_the_same_cases(alone, fold, tmp_path, log):
     everything = sorted((*fold.train, *fold.val))
     training = type(fold.cases_folder(fold.folder))(str(fold.folder), everything)
     engine, dataset = attach("paint", INJECTION, fold.plans, "2d", "all", fold.dataset_json,
-                             fold.folder, training, everything, tmp_path, CPU, log.append)
-    engine.refill()
-    assert engine.fold.fold == "all" and dataset.scarred == {"case_00", "case_02", "case_04"}
-    assert len(read_manifest(engine.pool.folder)) == 4
+                             fold.folder, training, everything, tmp_path, CPU, log.append,
+                             qc=QCConfig())
+    assert engine.order.fold.fold == "all"
+    assert dataset.scarred == {"case_00", "case_02", "case_04"}
 
 
-def test_synthesis_uses_training_cases_only(start, fold):
-    engine, _ = start(replace(INJECTION, pool_cases=6, cases_per_refill=6))
-    engine.refill()
-    assert {r["source"] for r in read_manifest(engine.pool.folder)} <= set(fold.train)
-    assert {h.case.identifier for h in engine.hearts} <= set(fold.train)
-
-
-def test_an_unwritable_output_folder_is_refused(fold, tmp_path, log):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        engine_of(fold, tmp_path / "file" / "pool", log)
+def test_the_training_process_needs_no_diffusion_library():
+    code = "import sys, nnunet_lgesynth.pool.engine; print('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True).stdout.strip() == "False"

@@ -42,6 +42,7 @@ def trained(tmp_path_factory):
         patch.setenv(VARIABLE, str(trainers_folder()))
         patch.setenv("LGESYNTH_EPOCHS", "2")
         patch.setenv("LGESYNTH_ITERATIONS", "1")
+        patch.setenv("LGESYNTH_WARM_UP", "1")
         write_tiny_training(folder)
         assert main(["train", "116", "2d", "0", "-tr", "nnUNetTrainerLGEPaint", "-device",
                      "cpu"]) == 0

@@ -17,8 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_fold import tiny_case, write_tiny_fold
 from tiny_nnunet import tiny_dataset_json
 
+from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.pool import injection
-from nnunet_lgesynth.pool.injection import InjectedDataset, read_usage
+from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
 from nnunet_lgesynth.pool.store import Pool, read_manifest
 
 HASH = "of-this-generator"
@@ -53,8 +54,9 @@ def pool(tmp_path, fold):
 def inject(pool, probability=1.0, full=2, seed=0, generator=HASH) -> InjectedDataset:
     fold = pool.fold
     training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
+    injection = InjectionConfig(probability=probability, pool_cases=full, seed=seed, ratio_cap=1e9)
     return InjectedDataset(training, fold.cases_folder(pool.cases), pool.folder, SCARRED,
-                           generator, probability, full, seed)
+                           generator, injection)
 
 
 def kind_of(dataset, identifier: str) -> str:
@@ -90,7 +92,8 @@ def test_a_heart_that_is_no_training_case_any_more_is_not_served(pool):
     assert kind_of(inject(pool), "case_00") == "scar"
     dataset = inject(pool)
     dataset.sources -= {"case_02"}                       # the scars' source
-    assert {kind_of(dataset, "case_00") for _ in range(10)} == {"real"} and dataset.ramp == 0
+    assert {kind_of(dataset, "case_00") for _ in range(10)} == {"real"}
+    assert dataset.probability() == 0
 
 
 def test_p_is_the_share_of_answers_from_the_pool_and_grows_with_it(pool):
@@ -98,17 +101,52 @@ def test_p_is_the_share_of_answers_from_the_pool_and_grows_with_it(pool):
         dataset = inject(pool, 0.6, full)
         kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
         assert abs(kinds["scar"] / 300 - expected) < 0.1
-        assert dataset.ramp == 2 / full
+        assert dataset.probability() == pytest.approx(0.6 * 2 / full)
     for _ in range(2):
         pool.add(*sample("scar", 1))
     kinds = Counter(kind_of(dataset, "case_00") for _ in range(300))
-    assert dataset.ramp == 1 and abs(kinds["scar"] / 300 - 0.6) < 0.1
+    assert dataset.probability() == 0.6 and abs(kinds["scar"] / 300 - 0.6) < 0.1
+
+
+def test_the_newest_samples_of_each_kind_are_served(pool):
+    dataset = inject(pool, full=1)
+    for box in ([1, 2, 1, 2], [2, 3, 2, 3]):
+        case, record = sample("scar", 1, box=box)
+        case.image[:] = 100 + box[0]
+        pool.add(case, record)
+        assert {float(dataset.load_case("case_00")[0][0, 0, 0, 0]) for _ in range(10)} == {
+            100 + box[0]}
+    assert kind_of(dataset, "case_01") == "healthy"
+
+
+def test_the_chance_has_a_ramp_over_epochs_and_a_cap_on_how_often_a_sample_is_met():
+    config = InjectionConfig(probability=0.6, pool_cases=10, ramp_epochs=4, ratio_cap=1e9)
+    assert [round(chance(config, 10, 5, epoch), 3) for epoch in range(6)] == [
+        0.15, 0.3, 0.45, 0.6, 0.6, 0.6]
+    assert chance(config, 5, 5, 9) == pytest.approx(0.3) and chance(config, 0, 5, 9) == 0
+    assert chance(config, 99, 5, 9) == pytest.approx(0.6)            # 10 are served
+    for cap in (0.5, 1.0, 2.0):
+        capped = InjectionConfig(probability=1.0, pool_cases=2, ratio_cap=cap)
+        p = chance(capped, 2, 30, 0)
+        assert p / 2 == pytest.approx(cap * (1 - p) / 30)            # a sample : a real case
+    assert chance(InjectionConfig(probability=0.5, pool_cases=64), 64, 37, 0) == 0.5
+
+
+def test_workers_hear_of_the_epoch(pool):
+    dataset = inject(pool)
+    dataset.injection = replace(dataset.injection, ramp_epochs=10)
+    kind_of(dataset, "case_00")
+    assert dataset.probability() == pytest.approx(0.1)
+    tell_epoch(pool.folder, 4)
+    assert dataset.probability() == pytest.approx(0.5)
+    (pool.folder / "epoch.txt").write_text("")
+    assert dataset.probability() == pytest.approx(0.1)
 
 
 def test_an_empty_pool_answers_with_real_cases(tmp_path, fold):
     dataset = inject(Pool(tmp_path / "pool", fold))
     assert [kind_of(dataset, i) for i in dataset.identifiers] == ["real"] * len(fold.train)
-    assert dataset.ramp == 0
+    assert dataset.probability() == 0
 
 
 def test_identifiers_stay_the_real_ones_and_the_real_cases_stay_as_they_are(pool):
@@ -124,7 +162,8 @@ def test_identifiers_stay_the_real_ones_and_the_real_cases_stay_as_they_are(pool
 
 def test_samples_of_another_generator_are_not_served(pool):
     dataset = inject(pool, generator="another", full=1)
-    assert {kind_of(dataset, i) for i in dataset.identifiers} == {"real"} and dataset.ramp == 0
+    assert {kind_of(dataset, i) for i in dataset.identifiers} == {"real"}
+    assert dataset.probability() == 0
     pool.add(*sample("scar", 1, generator="another"))
     assert kind_of(dataset, "case_00") == "scar" and kind_of(dataset, "case_01") == "real"
 

@@ -13,14 +13,14 @@ from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.engine import Engine
 from nnunet_lgesynth.pool.rebuild import rebuild
 from nnunet_lgesynth.pool.store import read_manifest
+from nnunet_lgesynth.pool.studio import Studio
 
 # what a draft of untrained networks can pass, and the whim of the judge below decides on
 QC = QCConfig(min_dice=0.1, max_source_dice=0.05, max_healthy_pixels=10 ** 4, max_level_change=1e6,
               min_contrast_share=-1e6, min_slice_share=0.3)
-INJECTION = InjectionConfig(pool_cases=3, cases_per_refill=3, seed=4)
+INJECTION = InjectionConfig(pool_cases=3, seed=4)
 
 
 class Whim:
@@ -54,15 +54,22 @@ def inpainter(fold) -> Inpainter:
     return Inpainter(networks, config, tiny_slices(fold, config).prior, "1" * 12)
 
 
+def filled(fold, generator, judge, tmp_path) -> Studio:
+    studio = Studio(fold, generator, judge, INJECTION, tmp_path / "pool", lambda _: None, QC)
+    for _ in range(40):
+        studio.draft()
+    assert studio.wanted is None
+    return studio
+
+
 @pytest.fixture(params=["paint", "lgesynth"])
 def pool(request, fold, tmp_path):
     """(how its generator is made, judge, pool, manifest lines)."""
     def make():
         return Painter() if request.param == "paint" else inpainter(fold)
     judge = None if request.param == "paint" else Whim()
-    engine = Engine(fold, make(), judge, INJECTION, tmp_path / "pool", lambda _: None, QC)
-    engine.refill()
-    return make, judge, engine.pool, read_manifest(engine.pool.folder)
+    studio = filled(fold, make(), judge, tmp_path)
+    return make, judge, studio.pool, read_manifest(studio.pool.folder)
 
 
 def test_a_line_rebuilds_its_case_bit_by_bit(fold, pool):
@@ -81,9 +88,7 @@ def test_a_line_rebuilds_its_case_bit_by_bit(fold, pool):
 
 
 def test_what_the_line_is_not_of_is_refused(fold, tmp_path):
-    engine = Engine(fold, Painter(), None, INJECTION, tmp_path / "pool", lambda _: None, QC)
-    engine.refill()
-    line = read_manifest(engine.pool.folder)[0]
+    line = read_manifest(filled(fold, Painter(), None, tmp_path).pool.folder)[0]
     other = Painter()
     for told, given, message in (
             ({"generator": "paint-0"}, {}, "with the generator paint-0, not paint-"),
@@ -97,9 +102,7 @@ def test_what_the_line_is_not_of_is_refused(fold, tmp_path):
 
 
 def test_a_changed_source_is_told(fold, tmp_path):
-    engine = Engine(fold, Painter(), None, INJECTION, tmp_path / "pool", lambda _: None, QC)
-    engine.refill()
-    line = read_manifest(engine.pool.folder)[0]
+    line = read_manifest(filled(fold, Painter(), None, tmp_path).pool.folder)[0]
     case = fold.read(line["source"])
     for file in fold.folder.glob(f"{line['source']}*"):
         file.unlink()

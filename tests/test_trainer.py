@@ -22,6 +22,7 @@ from tiny_training import enter_nnunet, write_tiny_training
 
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.discovery import VARIABLE, list_trainers, trainers_folder
+from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.generator import fit_generator
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.trainer import LGESynthTrainer
@@ -41,7 +42,8 @@ def fold(tmp_path, monkeypatch, request):
     monkeypatch.setattr(stock.nnUNetTrainer, "plot_network_architecture", lambda _: None)
     monkeypatch.setattr(stock.MetaLogger, "plot_progress_png", lambda *_: None)   # seconds each
     monkeypatch.setattr(LGESynthTrainer, "injection",
-                        InjectionConfig(probability=1.0, pool_cases=2, cases_per_refill=2))
+                        InjectionConfig(
+        probability=1.0, pool_cases=2, refresh_cases=0, warm_up=2, ratio_cap=1e9))
     return write_tiny_training(tmp_path, regions=getattr(request, "param", None) == "regions")
 
 
@@ -94,19 +96,20 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     trainer.run_training()
     found = rows(trainer)
     assert [r["epoch"] for r in found] == [0, 1]
-    assert found[0]["injected_fraction"] == 0 and found[1]["injected_fraction"] > 0
-    assert found[1]["probability"] == 1 and found[1]["patches"] == 4
+    assert all(r["injected_fraction"] > 0 and r["probability"] == 1 for r in found)
+    assert found[1]["patches"] == 4 and found[0]["seconds_waited"] > 0 == found[1]["seconds_waited"]
     expected = {"pool_scarred_cases", "pool_healthy_cases", "pool_scarred_slices", "drafted",
-                "accepted", "seconds_synthesis", "seconds_epoch", "unique_slices_served", "device",
-                "versions"}
+                "accepted", "seconds_synthesis", "synthesis_share", "seconds_epoch", "memory_mb",
+                "pool_age_minutes", "unique_slices_served", "device", "versions"}
     assert all(expected <= set(r) for r in found)
     log = text_log(trainer)
     assert log.count("LGE synthesis: injected fraction") == 2
-    assert log.count("WARNING: the pool is empty") == 1
+    assert log.count("Waiting until the pool holds 2 scarred cases") == 1
+    assert trainer.engine._process is None                  # it has ended with the training
     assert (output(trainer) / "checkpoint_final.pth").is_file()
     pool = output(trainer) / "lgesynth_pool"
     before = read_manifest(pool)
-    assert len(before) == 4
+    assert [r["kind"] for r in before].count("scar") == 2
     pickle.loads(pickle.dumps(trainer.dataloader_train.data_loader._data))
 
     # As after a kill in the second epoch: one checkpoint, one epoch's row too many, half a line.
@@ -125,7 +128,7 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     assert [r["epoch"] for r in rows(again)] == [0, 1, 2]
     assert rows(again)[0] == found[0] and rows(again)[1] != found[1]
     assert rows(again)[1]["injected_fraction"] > 0          # the pool was kept
-    assert read_manifest(pool) == before and text_log(again).count("pool is empty") == 1
+    assert read_manifest(pool)[:len(before)] == before
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(fold, monkeypatch):
@@ -192,23 +195,22 @@ def recorded(fold, name: str, monkeypatch) -> tuple[list[list], list[torch.Tenso
 
 
 def test_without_injection_batches_and_weights_are_those_of_stock_nnunet(fold, monkeypatch):
-    """And before the first sample enters, whatever the probability: the generator and the pool draw
-    nothing from nnU-Net's random streams."""
+    """And until the first sample enters, whatever the probability: generator, pool and the process
+    that fills it draw nothing from nnU-Net's random streams."""
     monkeypatch.delenv("LGESYNTH_SEED")
     batches, expected = recorded(fold, "nnUNetTrainer", monkeypatch)
     assert len(batches) == 4 and not torch.equal(batches[0][0], batches[1][0])
 
-    def alike(found, many):
-        return all(torch.equal(a, b) for one, other in zip(found[:many], batches[:many])
-                   for a, b in zip(one, other, strict=True))
-    injected, other = recorded(fold, "nnUNetTrainerLGEPaint", monkeypatch)
-    assert alike(injected, 2) and not alike(injected, 4)     # the pool fills after the first epoch
+    def alike(found, ended):
+        return all(torch.equal(a, b) for one, other in zip(found, batches, strict=True)
+                   for a, b in zip(one, other, strict=True)) and \
+            all(torch.equal(a, b) for a, b in zip(ended, expected, strict=True))
+    assert not alike(*recorded(fold, "nnUNetTrainerLGEPaint", monkeypatch))
+    monkeypatch.setattr(LGESynthTrainer, "injection", InjectionConfig(budget=1e-9, grace=0))
+    assert alike(*recorded(fold, "nnUNetTrainerLGEPaint", monkeypatch))
     monkeypatch.setenv("LGESYNTH_PROBABILITY", "0")
     for name in ("nnUNetTrainerLGEReal", "nnUNetTrainerLGEPaint"):
-        found, ended = recorded(fold, name, monkeypatch)
-        assert alike(found, 4)
-        assert all(torch.equal(a, b) for a, b in zip(ended, expected, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(other, expected))
+        assert alike(*recorded(fold, name, monkeypatch))
 
 
 def test_without_a_generator_the_command_that_fits_one_is_named(fold):
@@ -222,14 +224,16 @@ def test_without_a_generator_the_command_that_fits_one_is_named(fold):
 
 def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch):
     monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
-    write_tiny_model(tmp_path / "nnUNet_results")
+    judge = Segmenter.load_fold(write_tiny_model(tmp_path / "nnUNet_results"), CPU).hash
     config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
     fit_generator(DATASET, "2d", 0, "nnUNetPlans", config, None, "cpu")
     trainer = trainer_of(fold, "nnUNetTrainerLGESynth")
     trainer.run_training()
-    assert rows(trainer)[0]["drafted"] > 0 and trainer.engine.judge is not None
-    assert all(r["generator"] == trainer.engine.generator.hash
-               for r in read_manifest(output(trainer) / "lgesynth_pool"))
+    assert rows(trainer)[0]["drafted"] > 0
+    made = json.loads((trainer.engine.order.generator / "config.json").read_text())["hash"]
+    assert trainer.engine.generator == made and all(
+        r["generator"] == made and r["judge"] == judge
+        for r in read_manifest(output(trainer) / "lgesynth_pool"))
 
 
 def test_a_seed_fixes_initial_weights_in_every_arm(fold, monkeypatch):
@@ -276,12 +280,13 @@ def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkey
 
 @pytest.mark.parametrize("name, value", [
     ("EPOCHS", "0"), ("EPOCHS", "ten"), ("ITERATIONS", "1.5"), ("SEED", "-1"), ("SEED", ""),
-    ("PROBABILITY", "-0.1"), ("PROBABILITY", "1.1"), ("PROBABILITY", "nan")])
+    ("WARM_UP", "-1"), ("WARM_UP", "65"), ("PROBABILITY", "-0.1"),
+    ("PROBABILITY", "1.1"), ("PROBABILITY", "nan")])
 def test_numbers_from_the_environment_are_checked(fold, monkeypatch, name, value):
     monkeypatch.setenv(f"LGESYNTH_{name}", value)
     with refusal() as refused:
         trainer_of(fold, "nnUNetTrainerLGEPaint")
-    assert re.search(f"LGESYNTH_{name}|probability", str(refused.value.__cause__))
+    assert re.search(f"LGESYNTH_{name}|probability|warm_up", str(refused.value.__cause__))
 
 
 def test_residual_encoder_plans_and_fold_all_train(fold):

@@ -29,7 +29,8 @@ def enter_nnunet(monkeypatch, folder) -> None:
         monkeypatch.setenv(name, str(Path(folder) / name))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_compile", "f")
-    for name in ("EPOCHS", "ITERATIONS", "SEED", "PROBABILITY", "GENERATOR"):
+    for name in ("EPOCHS", "ITERATIONS", "SEED", "PROBABILITY", "WARM_UP",
+                 "GENERATOR"):
         monkeypatch.delenv(f"LGESYNTH_{name}", raising=False)
 
 

@@ -45,6 +45,7 @@ class Recipe:
     iterations: int | None
     preset: str | None = None   # of the generator, None for arms without one
     generator: str | None = None   # hash of the generator's settings
+    warm_up: int | None = None     # scarred cases in the pool at the start; None: the trainer's
     min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
 
     @property
@@ -247,9 +248,9 @@ def _drafts(log: list[dict], judged: bool) -> dict:
 
 
 def _minutes(log: list[dict]) -> float | None:
-    """Epochs and, between them, synthesis."""
+    """Epochs, and what was waited for the pool before them."""
     epochs = _total(log, "seconds_epoch")
-    return None if epochs is None else (epochs + (_total(log, "seconds_synthesis") or 0)) / 60
+    return None if epochs is None else (epochs + (_total(log, "seconds_waited") or 0)) / 60
 
 
 def _total(log: list[dict], name: str) -> float | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
-from nnunet_lgesynth.config import PRESETS, UserError, config_hash
+from nnunet_lgesynth.config import PRESETS, InjectionConfig, UserError, config_hash
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import generator_folder, is_fitted, read_fitted
@@ -51,6 +51,7 @@ class Settings:
     iterations: int | None = None
     images: Path | None = None      # external test set
     labels: Path | None = None
+    warm_up: int | None = None      # scarred cases that an injecting training waits for
 
     def __post_init__(self):
         wrong = [a for a in self.arms if a not in ARMS and not a.startswith("nnUNetTrainer")]
@@ -68,6 +69,8 @@ class Settings:
         for name in ("epochs", "iterations"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, not {value}.")
+        if self.warm_up is not None:
+            InjectionConfig(warm_up=self.warm_up)          # refuses what the trainers would
         if self.preset not in PRESETS:
             raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
         if (self.images is None) != (self.labels is None):
@@ -80,12 +83,13 @@ class Settings:
         fitted = needs_generator(self.trainer(arm))
         return Recipe(self.dataset, self.configuration, self.plans, self.trainer(arm), self.epochs,
                       self.iterations, self.preset if fitted else None,
-                      config_hash(PRESETS[self.preset]) if fitted else None)
+                      config_hash(PRESETS[self.preset]) if fitted else None,
+                      self.warm_up if injects(self.trainer(arm)) else None)
 
     def fixed(self) -> dict:
         """The settings that must stay the same for every run into one output folder; those of
         ADDABLE may be given later."""
-        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset")
+        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset", "warm_up")
         return {**{name: getattr(self, name) for name in names},
                 **{name: None if (path := getattr(self, name)) is None else str(path)
                    for name in ADDABLE}}
@@ -95,7 +99,7 @@ class Settings:
         argv = ["lgesynth", "benchmark", "-d", self.dataset, "-c", self.configuration, "-p",
                 self.plans, "--arms", *self.arms, "--folds", *map(str, self.folds), "--seeds",
                 str(self.seeds), "--preset", self.preset, "-device", self.device,
-                *_budget(self), "-o", self.out.name]
+                *_budget(self), *_warm_up(self), "-o", self.out.name]
         if self.images is not None:
             argv += ["--images", self.images.name, "--labels", self.labels.name]
         return shlex.join(argv)
@@ -157,7 +161,8 @@ def training_job(settings: Settings, training: Training) -> Job:
     trainer = training.recipe.trainer
     argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
             settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
-            *_plans(settings), *_budget(settings)]
+            *_plans(settings), *_budget(settings),
+            *(_warm_up(settings) if injects(trainer) else [])]
     if (training.folder / "checkpoint_final.pth").is_file():
         argv.append("--val")
     elif (training.folder / "checkpoint_latest.pth").is_file():
@@ -274,3 +279,7 @@ def _budget(settings: Settings) -> list[str]:
     flags = {"--epochs": settings.epochs, "--iterations": settings.iterations}
     return [text for flag, value in flags.items() if value is not None
             for text in (flag, str(value))]
+
+
+def _warm_up(settings: Settings) -> list[str]:
+    return [] if settings.warm_up is None else ["--warm-up", str(settings.warm_up)]

@@ -58,7 +58,8 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
               folds: Sequence[int], seeds: int, out: str | Path, *, plans: str = "nnUNetPlans",
               preset: str = "gpu-2d", device: str = "cuda", epochs: int | None = None,
               iterations: int | None = None, images: str | Path | None = None,
-              labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1) -> dict:
+              labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1,
+              warm_up: int | None = None) -> dict:
     """Compare training arms on validation folds and, where given, on external images.
 
     Parameters
@@ -69,6 +70,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     epochs, iterations : of every arm; None leaves nnU-Net's own.
     plan_only : run and write nothing, return {"plan": [one shell line a missing job]}.
     jobs : trainings that run at a time.
+    warm_up : scarred cases that a training with synthesis waits for; None leaves the trainer's own.
 
     Returns {"verdict", "sentences", "rows", "report", "results", "cases"}: the headline, all
     sentences, number rows, and the paths of the files written.
@@ -78,7 +80,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         next(iter(opened.values())).dataset if opened else str(dataset_id), configuration,
         tuple(arms), tuple(folds), seeds, Path(out).resolve(), plans, preset, device, epochs,
         iterations, Path(images).resolve() if images else None,
-        Path(labels).resolve() if labels else None)
+        Path(labels).resolve() if labels else None, warm_up)
     check_trainers(settings)
     check_generators(settings, opened)
     test = _external(settings, opened)

@@ -1,179 +1,252 @@
-"""Keeps the pool growing while nnU-Net trains: a refill between two epochs, in the main process.
+"""Keeps the pool growing while nnU-Net trains, and costs the training's process next to nothing.
 
-The engine owns the generator, the judge and the pool of one training. It starts with what the pool
-holds (nothing, unless the training goes on after an interruption), so training begins real-only and
-the injection probability grows with the pool. The painter works without a judge; the inpainter uses
-the one it was tuned with.
-When nnU-Net trains on several GPUs, rank 0 fills the pool and the other ranks only read it.
+The engine starts the process that drafts (`background`), listens to it between two iterations
+without ever waiting, and sums up what an epoch got. Training begins with what the pool holds
+(nothing, unless it goes on after an interruption), so real-only, and the injection probability
+grows with the pool; only a `warm_up` is waited for.
+If that process dies it is started again, a few times; the training goes on with the pool as it is.
+When nnU-Net trains on several GPUs, each rank has its own seeds, and its own share of the pool in a
+folder that it alone writes and reads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 
 import numpy as np
+import psutil
 import torch
 
 from nnunet_lgesynth.anatomy.priors import MEASURES
-from nnunet_lgesynth.config import InjectionConfig, QCConfig
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.pool.generator import load_generator
-from nnunet_lgesynth.pool.injection import InjectedDataset, read_usage
-from nnunet_lgesynth.pool.store import Manifest, Pool
-from nnunet_lgesynth.pool.synthesize import (
-    KINDS,
-    Sample,
-    kinds_for,
-    prepare,
-    synthesize,
-)
+from nnunet_lgesynth.pool.background import Order, Tally, work
+from nnunet_lgesynth.pool.generator import find_generator, hash_of
+from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
+from nnunet_lgesynth.pool.store import Manifest
+from nnunet_lgesynth.pool.studio import ours
+from nnunet_lgesynth.pool.synthesize import KINDS
 
-__all__ = ["POOL_FOLDER", "Engine", "attach"]
+__all__ = ["POOL_FOLDER", "Engine", "attach", "pool_folder"]
 
 POOL_FOLDER = "lgesynth_pool"
-MAX_DRAFTS_PER_CASE = 5     # a refill that is always refused ends, and the log says so
+RESTARTS = 3             # of the process, one an epoch
+MEGABYTE = 2 ** 20
+
+
+def pool_folder(output: Path, rank: int = 0) -> Path:
+    """The pool of a rank in a training's output folder."""
+    return output / (POOL_FOLDER if rank == 0 else f"{POOL_FOLDER}_rank{rank}")
 
 
 def attach(generator: str, injection: InjectionConfig, plans: dict, configuration: str, fold,
            dataset_json: dict, preprocessed: Path, training, validation_identifiers: Sequence[str],
            output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0,
-           qc: QCConfig | None = None, fresh: bool = False
-           ) -> tuple[Engine | None, InjectedDataset]:
-    """What a trainer needs when its data loaders are made: the engine (rank 0 only, else None), and
-    the training set that answers from the pool. `fresh`: a new training, not one that goes on, so
-    the pool of an earlier one in the same folder is dropped."""
+           world: int = 1, qc: QCConfig | None = None, epoch: int = 0
+           ) -> tuple[Engine, InjectedDataset]:
+    """What a trainer needs when its data loaders are made: the engine, and the training set that
+    answers from the pool. In `epoch` 0 the pool of an earlier training in the folder is dropped."""
     opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
                               training.identifiers, validation_identifiers)
-    painter, judge = load_generator(generator, opened, device if rank == 0
-                                    else torch.device("cpu"))
-    folder = output / POOL_FOLDER
-    if fresh and rank == 0:
+    found = find_generator(generator, opened)
+    folder = pool_folder(output, rank)
+    if epoch == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    engine = Engine(opened, painter, judge, injection, folder, log, qc) if rank == 0 else None
-    if engine is not None and not engine.counts()["pool_scarred_cases"]:
-        log("WARNING: the pool is empty; training starts real-only and the injection "
-            "probability grows with the pool.")
+    share = dataclasses.replace(injection, **{
+        name: -(-getattr(injection, name) // world)
+        for name in ("pool_cases", "refresh_cases", "warm_up")})
     scarred = frozenset(i for i in opened.train
                         if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
+    order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
+                  torch.get_num_threads(), epoch, os.getpid())
+    engine = Engine(order, hash_of(found), len(scarred), log)
     return engine, InjectedDataset(
-        training, opened.cases_folder(folder / "cases"), folder, scarred, painter.hash,
-        injection.probability, injection.pool_cases, injection.seed)
+        training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
 
 
 class Engine:
-    """Pool, generator and judge of one running training."""
+    """The training's side of the process that fills its pool.
 
-    def __init__(self, fold: Fold, generator, judge, injection: InjectionConfig, folder: Path,
-                 log: Callable[[str], None], qc: QCConfig | None = None):
-        self.fold, self.generator, self.judge = fold, generator, judge
-        self.injection, self.log = injection, log
-        self.prior, self.hearts = prepare(fold, injection.prior)
-        self.pool, self._manifest = Pool(folder, fold), Manifest(folder)
-        self.qc = qc or QCConfig()
-        self._drafts = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
-        self._before = read_usage(folder)
-        self._stuck = False
+    Parameters
+    ----------
+    generator : hash of the generator; samples of others do not count.
+    scarred : number of scarred training cases.
+    """
+
+    def __init__(self, order: Order, generator: str, scarred: int, log: Callable[[str], None]):
+        self.order, self.generator, self.scarred, self.log = order, generator, scarred, log
+        self.folder, self.injection = order.pool, order.injection
+        self._manifest, self._before = Manifest(self.folder), read_usage(self.folder)
+        self._real = {f"real_{name}": None for name in MEASURES}
+        self._epoch, self._starts, self._spent = order.epoch, 0, 0.0
+        self._process = self._pipe = None
         self._forget_counts()
-        if "healthy" not in self._drafts:
-            log("WARNING: no training case is free of scar, so no healthy wall is repainted and "
-                "being repainted alone tells a scar; add scar-free cases if there are any.")
+        if not self.counts()["pool_scarred_cases"] and not self.injection.warm_up:
+            log("WARNING: the pool is empty; training starts real-only and the injection "
+                "probability grows with the pool.")
+        self._tell_epoch()
+        self._start()
+        self.seconds_waited = self._wait_until_warm() if self.injection.warm_up else 0.0
 
     def _forget_counts(self) -> None:
         self.drafted, self.accepted = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
-        self.seconds = 0.0
+        self.seconds, self._since = 0.0, perf_counter()
 
-    def _stream(self, kind: str) -> Iterator[tuple[int, Sample]]:
-        """Endless numbered drafts of a kind, each from its number alone. They begin after the last
-        one that the pool has kept, so an interrupted training draws what it would have drawn."""
-        self._manifest.update()
-        kept = [line.get("number", -1) for line in self._manifest.records if line["kind"] == kind]
-        for number in count(max(kept, default=-1) + 1):
-            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number])
-            yield number, next(synthesize(self.fold, self.generator, self.prior, self.hearts,
-                                          self.judge, self.qc, rng, kinds=[kind]))
-
-    def refill(self) -> None:
-        """Draft until `cases_per_refill` scarred cases (and as many healthy ones) were accepted, or
-        the pool is full. A disk that is full stops the refill, not the training."""
-        begin = perf_counter()
-        room = self.injection.pool_cases - self.counts()["pool_scarred_cases"]
-        wanted = min(self.injection.cases_per_refill, room)
-        missing = dict.fromkeys(self._drafts, wanted)
-        left = dict.fromkeys(self._drafts, MAX_DRAFTS_PER_CASE * wanted)
+    def _start(self) -> None:
+        """Start the process; where even that fails, say so and go on without."""
+        context = multiprocessing.get_context("spawn")
+        self._starts, self._spent, self._warm = self._starts + 1, 0.0, False
         try:
-            while kinds := [k for k in missing if missing[k] and left[k]]:
-                for kind in kinds:      # in turn, so that a full disk leaves as many of each
-                    left[kind] -= 1
-                    missing[kind] -= self._keep(*next(self._drafts[kind]))
-            self._stuck = False
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=work, daemon=True, args=(
+                dataclasses.replace(self.order, epoch=self._epoch), theirs))
+            self._process.start()
+            theirs.close()
         except OSError as error:
-            if not self._stuck:
-                self.log(f"WARNING: the pool {self.pool.folder} cannot grow ({error}); training "
-                         "goes on with the pool as it is. Free some space: each epoch tries again.")
-            self._stuck = True
-        if any(missing.values()) and not self._stuck:
-            self.log(f"WARNING: {MAX_DRAFTS_PER_CASE * wanted} drafts of a kind left the pool "
-                     f"{missing} cases short of its refill; the quality control refuses most "
-                     "samples of this generator.")
-        self.seconds += perf_counter() - begin
+            self._lose(f"could not be started ({error})")
 
-    def _keep(self, number: int, sample: Sample) -> bool:
-        """Count a draft, and add it to the pool if it was accepted; returns whether it was."""
-        self.drafted[sample.kind] += len(sample.verdicts)
-        self.accepted[sample.kind] += sample.passed_first
-        if sample.accepted:
-            self.pool.add(sample.case, {**sample.record(self.generator.hash), "number": number})
-        return sample.accepted
+    def _wait_until_warm(self) -> float:
+        begun = perf_counter()
+        self.log(f"Waiting until the pool holds {self.injection.warm_up} scarred cases.")
+        while not self._warm and self._pipe is not None:
+            self._pipe.poll(1.0)
+            self.tend()
+        return perf_counter() - begun
 
-    def epoch_row(self, refill: bool) -> dict:
-        """What was served since the last call; then refill, and count that too.
+    def tend(self) -> None:
+        """Hear what the process has to say; never waits. Raises its `UserError`."""
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                self._hear(*self._pipe.recv())
+        except (EOFError, OSError):
+            self._lose("has ended")
+
+    def _hear(self, what: str, told) -> None:
+        if what == "refused":
+            self.close()
+            raise UserError(told)
+        if what == "drafted":
+            self._count(told)
+        elif what == "ready":
+            self._real = told
+        elif what == "warm":
+            self._warm = True
+        elif what == "failed":
+            self._lose(f"failed ({told})")
+        else:
+            self.log(told)
+
+    def _count(self, tally: Tally) -> None:
+        self.drafted[tally.kind] += tally.drafted
+        self.accepted[tally.kind] += tally.accepted
+        self.seconds += tally.seconds - self._spent
+        self._spent = tally.seconds
+
+    def _lose(self, how: str) -> None:
+        self.close()
+        again = "it is started again after this epoch" if self._starts <= RESTARTS else \
+            "it is not started again"
+        self.log(f"WARNING: the process that paints scars {how}; training goes on with the pool as "
+                 f"it is, {again}.")
+
+    def close(self) -> None:
+        """End the process at once; a case that it was writing is not in the pool."""
+        process, self._process = self._process, None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if process is not None and process.pid is not None:
+            process.terminate()
+            process.join()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell process and workers which epoch it is, and start the process again if it died."""
+        self._epoch = epoch
+        self._tell_epoch()
+        if self._pipe is None and self._starts <= RESTARTS:
+            self._start()
+        if self._pipe is not None:
+            try:
+                self._pipe.send(epoch)
+            except OSError:
+                self._lose("has ended")
+
+    def _tell_epoch(self) -> None:
+        if not self.injection.ramp_epochs:
+            return
+        try:
+            tell_epoch(self.folder, self._epoch)
+        except OSError as error:
+            self.log(f"WARNING: {self.folder} cannot be written ({error}), so the injection "
+                     "probability does not rise in this epoch.")
+
+    def epoch_row(self) -> dict:
+        """What was served and drafted since the last call.
 
         `drafted` and `accepted` count first drafts of slices with a scar: healthy wall, which
         passes more easily, would flatter the pass rate and is counted apart.
         """
-        usage, before = read_usage(self.pool.folder), self._before
+        self.tend()
+        usage, before = read_usage(self.folder), self._before
         self._before = usage
         patches, injected = usage.patches - before.patches, usage.injected - before.injected
-        counts = {**self.counts(), **self.likeness()}
-        ramp = min(1.0, counts["pool_scarred_cases"] / self.injection.pool_cases)
+        counts, elapsed = self.counts(), perf_counter() - self._since
+        row = {"probability": round(chance(self.injection, counts["pool_scarred_cases"],
+                                           self.scarred, self._epoch), 4),
+               "patches": patches, "injected_patches": injected,
+               "injected_fraction": round(injected / patches, 4) if patches else 0.0,
+               "unique_slices_served": usage.unique_slices,
+               "unique_cases_served": usage.unique_cases, **counts, **self.likeness(),
+               "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
+               "drafted_healthy": self.drafted["healthy"],
+               "accepted_healthy": self.accepted["healthy"],
+               "seconds_synthesis": round(self.seconds, 3),
+               "synthesis_share": round(self.seconds / elapsed / self.order.cores, 4),
+               "seconds_waited": round(self.seconds_waited, 3), **self.memory()}
         self._forget_counts()
-        if refill and counts["pool_scarred_cases"] < self.injection.pool_cases:
-            self.refill()
-        return {"probability": round(self.injection.probability * ramp, 4),
-                "patches": patches, "injected_patches": injected,
-                "injected_fraction": round(injected / max(1, patches), 4),
-                "unique_slices_served": usage.unique_slices,
-                "unique_cases_served": usage.unique_cases, **counts,
-                "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
-                "drafted_healthy": self.drafted["healthy"],
-                "accepted_healthy": self.accepted["healthy"],
-                "seconds_synthesis": round(self.seconds, 3)}
+        self.seconds_waited = 0.0
+        return row
 
     def likeness(self) -> dict:
         """Means over the pool's scarred cases beside those over the training fold's real scars."""
-        pool = [r["measured"] for r in self._records() if r.get("measured")]
-        return {f"{whose}_{name}": round(float(np.mean(values)), 4) if values else None
-                for name in MEASURES
-                for whose, values in (("pool", [m[name] for m in pool]),
-                                      ("real", [getattr(r, name) for r in self.prior.records]))}
+        pool = [r["measured"] for r in self._served()["scar"] if r.get("measured")]
+        return self._real | {
+            f"pool_{name}": round(float(np.mean([m[name] for m in pool])), 4) if pool else None
+            for name in MEASURES}
 
-    def _records(self) -> list[dict]:
+    def _served(self) -> dict[str, list[dict]]:
         self._manifest.update()
-        return [r for r in self._manifest.records
-                if r["generator"] == self.generator.hash and r["source"] in self.fold.train]
+        records = ours(self._manifest.records, self.generator, self.order.fold)
+        return {kind: found[-self.injection.pool_cases:] for kind, found in records.items()}
 
     def counts(self) -> dict:
-        """Size of the pool as this generator fills it."""
-        records = self._records()
-        by_kind = {k: [r for r in records if r["kind"] == k] for k in KINDS}
-        return {"pool_scarred_cases": len(by_kind["scar"]),
-                "pool_healthy_cases": len(by_kind["healthy"]),
-                "pool_scarred_slices": sum(len(r["slices"]) for r in by_kind["scar"]),
-                "pool_healthy_slices": sum(len(r["slices"]) for r in by_kind["healthy"])}
+        """Size of the pool as it is served, and the mean age of its files in minutes."""
+        served = self._served()
+        ages = [age for found in served.values() for r in found
+                if (age := _minutes_old(self.folder / "cases" / f"{r['identifier']}.pkl"))
+                is not None]
+        return {"pool_scarred_cases": len(served["scar"]),
+                "pool_healthy_cases": len(served["healthy"]),
+                "pool_scarred_slices": sum(len(r["slices"]) for r in served["scar"]),
+                "pool_healthy_slices": sum(len(r["slices"]) for r in served["healthy"]),
+                "pool_age_minutes": round(float(np.mean(ages)), 2) if ages else None}
+
+    def memory(self) -> dict:
+        """Resident memory of the training's and the drafting process in MiB; peak on the GPU."""
+        mine = psutil.Process().memory_info().rss
+        try:
+            theirs = psutil.Process(self._process.pid).memory_info().rss
+        except (AttributeError, psutil.Error):           # it is gone
+            theirs = 0
+        gpu = torch.cuda.max_memory_allocated() if self.order.device.startswith("cuda") else 0
+        return {"memory_mb": mine // MEGABYTE, "memory_synthesis_mb": theirs // MEGABYTE,
+                "memory_gpu_mb": gpu // MEGABYTE}
 
     @staticmethod
     def describe(row: dict) -> str:
@@ -182,4 +255,12 @@ class Engine:
                 f"{row['patches']} patches (p = {row['probability']:.2f}), pool "
                 f"{row['pool_scarred_cases']} scarred + {row['pool_healthy_cases']} healthy cases, "
                 f"{row['accepted']} of {row['drafted']} drafted scar slices accepted in "
-                f"{row['seconds_synthesis']:.1f} s")
+                f"{row['seconds_synthesis']:.1f} s of computing ({row['synthesis_share']:.1%} of "
+                f"the training's), memory {row['memory_mb']} + {row['memory_synthesis_mb']} MiB")
+
+
+def _minutes_old(path: Path) -> float | None:
+    try:
+        return (time() - path.stat().st_mtime) / 60
+    except OSError:
+        return None

@@ -28,8 +28,9 @@ from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 from nnunet_lgesynth.pool.synthesize import prepare
 
-__all__ = ["find_inpainter", "fit_generator", "judge_of", "load_generator",
-           "load_inpainter", "refuse_leak", "refuse_other_settings", "usable_device"]
+__all__ = ["find_generator", "find_inpainter", "fit_generator", "hash_of", "judge_of", "load_found",
+           "load_generator", "load_inpainter", "refuse_leak", "refuse_other_settings",
+           "usable_device"]
 
 
 def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bool = True):
@@ -37,14 +38,36 @@ def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bo
 
     Without `judged` the judge is neither needed nor loaded.
     """
+    return load_found(find_generator(name, fold, judged), fold, device, judged)
+
+
+def find_generator(name: str, fold: Fold, judged: bool = True) -> Path | None:
+    """The folder of the inpainter of this name, None for the painter; raises `UserError` for what
+    can be known to be wrong without reading weights."""
     if name == "paint":
-        return Painter(), None
+        return None
     if name != "lgesynth":
         raise UserError(f"There is no generator {name!r}; choose 'paint' or 'lgesynth'.")
     folder = find_inpainter(fold)
+    config = read_fitted(folder, "train", "reward")
+    refuse_leak(config["train"], fold, folder)
+    if judged:
+        _judge_folder(config, fold)
+    return folder
+
+
+def load_found(folder: Path | None, fold: Fold, device: torch.device | str, judged: bool = True):
+    """(generator, judge or None) of what `find_generator` has found."""
+    if folder is None:
+        return Painter(), None
     device = usable_device(device) if isinstance(device, str) else device
     judge = judge_of(folder, fold, device) if judged else None
     return load_inpainter(folder, fold, device), judge
+
+
+def hash_of(folder: Path | None) -> str:
+    """What names the generator in a pool's manifest."""
+    return Painter().hash if folder is None else read_fitted(folder, "hash")["hash"]
 
 
 def load_inpainter(folder: Path, fold: Fold, device: torch.device | str):

@@ -5,8 +5,11 @@ case, a scar-free one by a healthy repainting, so the real share of scar-free ca
 p is. The answer brings its own `class_locations`; nnU-Net's oversampling and augmentation follow
 unchanged. `identifiers` stay the real ones.
 
+Of each kind the newest `pool_cases` are served, with a probability that grows with their number, so
+that few samples are not learnt by heart (`chance`).
 Workers are processes: nothing here holds a GPU, a lock or a generator made before the fork, and
-diffusers is not imported. What was served is counted in small files that the trainer sums up.
+diffusers is not imported. What was served is counted in small files that the trainer sums up; the
+epoch, which a ramp of the probability asks for, is told the same way.
 """
 
 from __future__ import annotations
@@ -19,14 +22,42 @@ from uuid import uuid4
 
 import numpy as np
 
+from nnunet_lgesynth.config import InjectionConfig, write_text
 from nnunet_lgesynth.pool.store import USAGE_PREFIX, Manifest
 
-__all__ = ["InjectedDataset", "Usage", "read_usage"]
+__all__ = ["InjectedDataset", "Usage", "chance", "read_usage", "tell_epoch"]
 
 PATCHES, INJECTED, FIRST_SAMPLE = 0, 1, 2     # slots of a usage file
-USAGE_SLOTS = 2 ** 13
+USAGE_SLOTS = 2 ** 15
 SLICE_BITS = 63      # one bit a slice; a stack of more slices counts some of them as one
 TRIES = 3            # a pool file can vanish between manifest and opening; then draw another
+EPOCH_FILE = "epoch.txt"
+
+
+def chance(injection: InjectionConfig, samples: int, real: int, epoch: int) -> float:
+    """The probability that a case of a kind is answered by one of so many samples of that kind,
+    beside so many real cases: p, less while the pool is not full or the ramp not over, and never so
+    much that a sample is served more than `ratio_cap` times as often as a real case."""
+    if not samples:
+        return 0.0
+    samples = min(samples, injection.pool_cases)
+    ramp = min(1.0, (epoch + 1) / max(injection.ramp_epochs, 1))
+    weight = injection.ratio_cap * samples
+    return min(injection.probability * samples / injection.pool_cases * ramp,
+               weight / (real + weight))
+
+
+def tell_epoch(pool: Path, epoch: int) -> None:
+    """Tell the workers which epoch it is; OSError where that cannot be written."""
+    pool.mkdir(parents=True, exist_ok=True)
+    write_text(pool / EPOCH_FILE, str(epoch))
+
+
+def _read_epoch(pool: Path) -> int:
+    try:
+        return int((pool / EPOCH_FILE).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 class InjectedDataset:
@@ -39,14 +70,13 @@ class InjectedDataset:
     pool : the pool's folder.
     scarred : identifiers of the training cases that hold scar.
     generator : hash; samples of other generators are not served.
-    probability : p once `full` scarred samples are there; proportionally less before.
     """
 
     def __init__(self, dataset, pool_cases, pool: Path, scarred: frozenset[str], generator: str,
-                 probability: float, full: int, seed: int):
+                 injection: InjectionConfig):
         self.dataset, self.pool_cases, self.pool = dataset, pool_cases, Path(pool)
-        self.scarred, self.generator = scarred, generator
-        self.probability, self.full, self.seed = probability, full, seed
+        self.scarred, self.generator, self.injection = scarred, generator, injection
+        self.real = {"scar": len(scarred), "healthy": len(dataset.identifiers) - len(scarred)}
         self.identifiers = dataset.identifiers
         self.sources = frozenset(dataset.identifiers)   # an older split's may be validated on now
         self.source_folder = dataset.source_folder
@@ -72,10 +102,11 @@ class InjectedDataset:
         """nnU-Net's (data, seg, seg of the previous stage, properties), real or synthetic."""
         self._prepare()
         self._usage[PATCHES] += 1
-        candidates = self._records.get("scar" if identifier in self.scarred else "healthy")
-        if candidates and self._rng.uniform() < self.probability * self.ramp:
+        kind = "scar" if identifier in self.scarred else "healthy"
+        newest = self._records.get(kind, [])[-self.injection.pool_cases:]
+        if newest and self._rng.uniform() < self.probability(kind):
             for _ in range(TRIES):
-                number, record = candidates[self._rng.integers(len(candidates))]
+                number, record = newest[self._rng.integers(len(newest))]
                 try:
                     data, seg, _, properties = self.pool_cases.load_case(record["identifier"])
                 except (OSError, RuntimeError):
@@ -83,16 +114,17 @@ class InjectedDataset:
                 return self._watched(data, number, record), seg, None, properties
         return self.dataset.load_case(identifier)
 
-    @property
-    def ramp(self) -> float:
-        """Share of the full probability, from the number of scarred samples."""
-        return min(1.0, len(self._records.get("scar", ())) / self.full)
+    def probability(self, kind: str = "scar") -> float:
+        """The probability now that a case of this kind is answered from the pool."""
+        epoch = _read_epoch(self.pool) if self.injection.ramp_epochs else 0
+        return chance(self.injection, len(self._records.get(kind, ())), self.real[kind], epoch)
 
     def _prepare(self) -> None:
         if self._owner != os.getpid():      # in the worker: a generator from before the fork would
             self._owner = os.getpid()       # draw the same in every worker
+            seed = self.injection.seed
             alone = multiprocessing.parent_process() is None
-            self._rng = np.random.default_rng([self.seed] if alone else [self.seed, self._owner])
+            self._rng = np.random.default_rng([seed] if alone else [seed, self._owner])
             self._usage = _usage_counters(self.pool / "tmp")
         self.refresh()
 

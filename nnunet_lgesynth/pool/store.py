@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,8 +106,7 @@ class Pool:
         self.cases, self.partial = self.folder / "cases", self.folder / "tmp"
         self.manifest = self.folder / "manifest.jsonl"
         try:
-            for path in (self.cases, self.partial):
-                path.mkdir(parents=True, exist_ok=True)
+            self._make_folders()
             self._clear_partial()
             self._cut_half_line()
             self._next = self._first_free_number()
@@ -120,6 +121,7 @@ class Pool:
         """
         name = f"{record['kind']}_{self._next:06d}"
         self._next += 1               # also where it fails: a reader may have seen the name
+        self._make_folders()          # someone may have deleted the pool
         length = self.manifest.stat().st_size if self.manifest.is_file() else 0
         try:
             for path in self._write(replace(case, identifier=name)):
@@ -132,6 +134,19 @@ class Pool:
             self._undo(name, length)
             raise
         return name
+
+    def remove(self, identifiers: Sequence[str]) -> None:
+        """Remove the files of these cases, which readers are no longer given; their records stay.
+        A file that cannot be removed (Windows keeps those that are mapped) is tried again when
+        this is next called with it."""
+        for path in [p for p in self.cases.iterdir()
+                     if p.name.split(".")[0].removesuffix("_seg") in set(identifiers)]:
+            with suppress(OSError):
+                path.unlink()
+
+    def _make_folders(self) -> None:
+        for path in (self.cases, self.partial):
+            path.mkdir(parents=True, exist_ok=True)
 
     def _write(self, case: Case) -> list[Path]:
         """Write a case to tmp/ and make sure that all of it can be read again."""

@@ -1,0 +1,149 @@
+"""The process that fills a pool while nnU-Net trains: spawned, of low priority, paid by the second.
+
+Its budget is computing time: a share of what has passed on the cores that the training uses, and a
+grace for its start. It drafts while it has credit and sleeps otherwise, so it falls behind rather
+than slows the training. It ends with the training's process, whatever that one dies of; what it was
+writing then is lost and nothing else (see `store`).
+
+    to the process      int: the epoch;  None: end
+    from the process    ("ready", facts), ("drafted", Tally), ("warm", None), ("log", text),
+                        ("refused", a user's mistake), ("failed", text)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import monotonic, process_time
+
+import numpy as np
+import psutil
+import torch
+
+from nnunet_lgesynth.anatomy.priors import MEASURES
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.pool.generator import load_found
+from nnunet_lgesynth.pool.studio import Studio
+
+__all__ = ["Budget", "Order", "Tally", "work"]
+
+PAUSE = 0.2                  # seconds between two looks at the credit
+MOST_CREDIT = 30.0           # seconds; what is not used lapses, or a long rest would end in a burst
+NICENESS = 10                # of 19; where cores are scarce this still gets about its budget
+DRAFTS_PER_WARM_CASE = 10    # of both kinds, then a warm-up that is always refused ends
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the process needs, in plain values."""
+
+    fold: Fold
+    generator: Path | None       # fold folder of the inpainter; None: the painter
+    device: str
+    injection: InjectionConfig
+    qc: QCConfig
+    pool: Path
+    rank: int
+    cores: int                   # that the training uses
+    epoch: int
+    parent: int                  # the training's process
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One draft of a sample."""
+
+    kind: str
+    drafted: int                 # slices
+    accepted: int                # of them with their first draft
+    seconds: float               # of computing, since the process began
+
+
+class Budget:
+    """Seconds of computing that are left: `share` of those passed on `cores`, and `grace`."""
+
+    def __init__(self, share: float, cores: int, grace: float, spent=process_time,
+                 clock=monotonic):
+        self.rate, self.most = share * cores, max(grace, MOST_CREDIT)
+        self._spent, self._clock = spent, clock
+        self._earned, self._last = spent() + grace, clock()
+
+    @property
+    def left(self) -> float:
+        now = self._clock()
+        self._earned += self.rate * (now - self._last)
+        self._last = now
+        self._earned = min(self._earned, self._spent() + self.most)
+        return self._earned - self._spent()
+
+
+def work(order: Order, pipe: Connection) -> None:
+    """The process: make the studio, then draft within the budget until told or left alone."""
+    _lower_priority()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches it too; the training decides
+    torch.set_num_threads(1)                          # threads would wait for those of the training
+    try:
+        budget = Budget(order.injection.budget, order.cores, order.injection.grace)
+        generator, judge = load_found(order.generator, order.fold, torch.device(order.device))
+        studio = Studio(order.fold, generator, judge, order.injection, order.pool,
+                        lambda text: pipe.send(("log", text)), order.qc, order.rank)
+        studio.epoch = order.epoch
+        pipe.send(("ready", {f"real_{name}": _mean([getattr(r, name) for r in studio.prior.records])
+                             for name in MEASURES}))
+        if _warm_up(studio, order.injection.warm_up, pipe):
+            budget = Budget(order.injection.budget, order.cores, order.injection.grace)
+        pipe.send(("warm", None))
+        _serve(studio, budget, pipe, order.parent)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass                                          # the training has ended
+    except UserError as error:
+        with suppress(OSError):
+            pipe.send(("refused", str(error)))
+    except Exception as error:
+        with suppress(OSError):
+            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _warm_up(studio: Studio, cases: int, pipe: Connection) -> bool:
+    """Draft without a budget until so many scarred cases are there; whether there was need to."""
+    begun = studio.kept["scar"] < cases
+    for _ in range(DRAFTS_PER_WARM_CASE * cases):
+        if studio.kept["scar"] >= cases:
+            break
+        _draft(studio, pipe)
+    return begun
+
+
+def _serve(studio: Studio, budget: Budget, pipe: Connection, parent: int) -> None:
+    while os.getppid() == parent:        # the pipe's end: workers of the training may hold it open
+        may = studio.wanted is not None and budget.left > 0
+        while pipe.poll(0 if may else PAUSE):
+            message = pipe.recv()
+            if message is None:
+                return
+            studio.epoch = message
+        if may:
+            _draft(studio, pipe)
+
+
+def _draft(studio: Studio, pipe: Connection) -> None:
+    sample = studio.draft()
+    if sample is not None:
+        pipe.send(("drafted", Tally(sample.kind, len(sample.verdicts), sample.passed_first,
+                                    process_time())))
+
+
+def _lower_priority() -> None:
+    idle = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", NICENESS)      # Windows has classes
+    with suppress(psutil.Error, OSError):
+        psutil.Process().nice(idle)
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None

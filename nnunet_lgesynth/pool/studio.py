@@ -1,0 +1,107 @@
+"""Fills one pool: numbered drafts of scars and healthy wall, of which the accepted ones are kept.
+
+Draft k of a kind comes from (seed, kind, k, rank) alone, and drafting goes on after the last one
+that the pool has kept: an interrupted training draws what it would have drawn.
+The kind that the pool has fewer of is drafted next. A pool that is full is renewed, `refresh_cases`
+an epoch, and the files of cases that are no longer served are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_lgesynth.config import InjectionConfig, QCConfig
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.pool.store import Manifest, Pool
+from nnunet_lgesynth.pool.synthesize import KINDS, Sample, kinds_for, prepare, synthesize
+
+__all__ = ["Studio", "ours"]
+
+PATIENCE = 40      # drafts in a row without a case that the log hears of
+
+
+def ours(records: list[dict], generator: str, fold: Fold) -> dict[str, list[dict]]:
+    """A pool's records by kind, oldest first: of this generator, and of hearts trained on (those of
+    an older split may be validated on now)."""
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for record in records:
+        if record["generator"] == generator and record["source"] in fold.train:
+            found[record["kind"]].append(record)
+    return found
+
+
+class Studio:
+    """The one writer of a pool, with its generator and judge; `log` hears what a user should know.
+
+    `epoch` is to be kept up to date: how far a full pool may have been renewed by now.
+    """
+
+    def __init__(self, fold: Fold, generator, judge, injection: InjectionConfig, folder: Path,
+                 log: Callable[[str], None], qc: QCConfig | None = None, rank: int = 0):
+        self.fold, self.generator, self.judge = fold, generator, judge
+        self.injection, self.qc, self.rank, self.log = injection, qc or QCConfig(), rank, log
+        self.prior, self.hearts = prepare(fold, injection.prior)
+        self.pool, self.manifest = Pool(folder, fold), Manifest(folder)
+        self.kept = self._count()
+        self.streams = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
+        self.epoch, self.refused_in_a_row, self._stuck = 0, 0, False
+        if "healthy" not in self.streams:
+            log("WARNING: no training case is free of scar, so no healthy wall is repainted and "
+                "being repainted alone tells a scar; add scar-free cases if there are any.")
+
+    def _stream(self, kind: str) -> Iterator[tuple[int, Sample]]:
+        kept = [r.get("number", -1) for r in self.manifest.records if r["kind"] == kind]
+        for number in count(max(kept, default=-1) + 1):
+            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number, self.rank])
+            yield number, next(synthesize(self.fold, self.generator, self.prior, self.hearts,
+                                          self.judge, self.qc, rng, kinds=[kind]))
+
+    def _count(self) -> dict[str, int]:
+        """Cases of each kind that were ever kept; after the pool was deleted, since then."""
+        self.manifest.update()
+        records = ours(self.manifest.records, self.generator.hash, self.fold)
+        return {kind: len(records[kind]) for kind in KINDS}
+
+    @property
+    def wanted(self) -> str | None:
+        """The kind to draft next; None while the pool holds all that this epoch may bring."""
+        kind = min(self.streams, key=lambda k: self.kept[k])
+        allowed = self.injection.pool_cases + self.injection.refresh_cases * self.epoch
+        return kind if self.kept[kind] < allowed else None
+
+    def draft(self) -> Sample | None:
+        """Draft the kind that is wanted and keep the sample if it was accepted; None where nothing
+        is wanted. A full disk loses the sample, not the training."""
+        kind = self.wanted
+        if kind is None:
+            return None
+        number, sample = next(self.streams[kind])
+        if sample.accepted:
+            self._keep(number, sample)
+        self.refused_in_a_row = 0 if sample.accepted else self.refused_in_a_row + 1
+        if self.refused_in_a_row == PATIENCE:
+            self.log(f"WARNING: the quality control has refused {PATIENCE} samples in a row, the "
+                     "last for: " + ", ".join(sorted({
+                         name for verdict in sample.verdicts.values()
+                         for name, check in verdict.checks.items() if not check.passed})) +
+                     ". Training goes on with the pool as it is.")
+        return sample
+
+    def _keep(self, number: int, sample: Sample) -> None:
+        try:
+            self.pool.add(sample.case, {**sample.record(self.generator.hash), "number": number})
+            self._stuck = False
+        except OSError as error:
+            if not self._stuck:
+                self.log(f"WARNING: the pool {self.pool.folder} cannot grow ({error}); training "
+                         "goes on with the pool as it is. Free some space: it is tried again.")
+            self._stuck = True
+            return
+        self.kept = self._count()
+        self.pool.remove([r["identifier"] for r in ours(
+            self.manifest.records, self.generator.hash, self.fold)[sample.kind]
+            [:-self.injection.pool_cases]])

@@ -1,0 +1,194 @@
+"""Laws of the studio: it fills a pool evenly, goes on where it stopped, renews a full pool within
+bounds, and loses no training for want of disk or of good samples."""
+
+import errno
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_fold import write_tiny_fold
+
+from nnunet_lgesynth.config import InjectionConfig, UserError
+from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.pool.store import Pool, read_manifest
+from nnunet_lgesynth.pool.studio import PATIENCE, Studio, ours
+
+INJECTION = InjectionConfig(pool_cases=4, refresh_cases=2, seed=1)
+
+
+class Blank(Painter):
+    """A generator whose scars are never there, so that the quality control refuses them."""
+
+    hash = "blank"
+
+    def drafts(self, conditions, seeds):
+        return [np.zeros((self.pixels, self.pixels), np.float32) for _ in conditions]
+
+
+class Lost(Painter):
+    """A generator that has diverged."""
+
+    hash = "lost"
+
+    def drafts(self, conditions, seeds):
+        return [np.full((self.pixels, self.pixels), np.nan, np.float32) for _ in conditions]
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    return write_tiny_fold(tmp_path)
+
+
+@pytest.fixture
+def log():
+    return []
+
+
+@pytest.fixture
+def studio_of(fold, tmp_path, log):
+    """A factory of studios."""
+    def make(folder="pool", generator=None, injection=INJECTION, fold=fold, rank=0) -> Studio:
+        return Studio(fold, generator or Painter(), None, injection, tmp_path / folder, log.append,
+                      rank=rank)
+    return make
+
+
+def fill(studio: Studio, cases: int) -> Studio:
+    """Draft until so many cases of each kind are kept."""
+    for _ in range(20 * cases):
+        if min(studio.kept.values()) >= cases:
+            return studio
+        studio.draft()
+    raise AssertionError(studio.kept)
+
+
+def test_kinds_are_drafted_in_turn_until_the_pool_is_full(studio_of):
+    studio = studio_of()
+    kept = []
+    while studio.wanted:
+        studio.draft()
+        kept.append(dict(studio.kept))
+    assert all(abs(k["scar"] - k["healthy"]) <= 1 for k in kept)
+    assert studio.kept == {"scar": 4, "healthy": 4} and studio.draft() is None
+    records = read_manifest(studio.pool.folder)
+    assert [r["kind"] for r in records].count("scar") == 4
+
+
+def test_a_full_pool_is_renewed_by_so_many_cases_an_epoch_and_keeps_its_size(studio_of):
+    studio = fill(studio_of(), 4)
+    first = {r["identifier"] for r in read_manifest(studio.pool.folder)}
+    on_disk = {p.name for p in studio.pool.cases.iterdir()}
+    studio.epoch = 1
+    while studio.wanted:
+        studio.draft()
+    assert studio.kept == {"scar": 6, "healthy": 6}
+    left = {p.stem for p in studio.pool.cases.glob("*.pkl")}
+    served = {r["identifier"] for found in ours(read_manifest(studio.pool.folder), Painter().hash,
+                                                studio.fold).values() for r in found[-4:]}
+    assert left == served and len(left & first) == 4
+    assert len(list(studio.pool.cases.iterdir())) == len(on_disk)
+
+
+def test_manifest_records_tell_how_a_sample_came_about(studio_of, fold):
+    studio = fill(studio_of(), 2)
+    for record in read_manifest(studio.pool.folder):
+        assert record["generator"] == Painter().hash and record["source"] in fold.train
+        assert record["spec"]["shape"] == "sector" and isinstance(record["seed"], int)
+        accepted = {int(z) for z, v in record["verdicts"].items() if v["accepted"]}
+        assert accepted == set(record["slices"]) == {int(z) for z in record["changed"]}
+        assert set(record["captions"]) == set(record["verdicts"])
+
+
+def test_a_continued_training_draws_what_it_would_have_drawn(studio_of, tmp_path):
+    fill(studio_of(), 2)
+    before = read_manifest(tmp_path / "pool")
+    fill(studio_of(), 4)
+    after = read_manifest(tmp_path / "pool")
+    assert after[:len(before)] == before
+    assert not {r["seed"] for r in before} & {r["seed"] for r in after[len(before):]}
+    other = fill(studio_of("other"), 2)
+    assert read_manifest(tmp_path / "other") == before           # same seed, same pool
+    fill(other, 4)
+    assert read_manifest(tmp_path / "other") == after
+
+
+def test_seeds_and_ranks_draw_their_own(studio_of, tmp_path):
+    fill(studio_of(), 2)
+    fill(studio_of("seed", injection=replace(INJECTION, seed=2)), 2)
+    fill(studio_of("rank", rank=1), 2)
+    drawn = [{r["seed"] for r in read_manifest(tmp_path / name)}
+             for name in ("pool", "seed", "rank")]
+    assert all(not a & b for a, b in zip(drawn, drawn[1:] + drawn[:1]))
+
+
+def test_hearts_of_an_older_split_and_other_generators_do_not_count(studio_of, fold):
+    fill(studio_of(), 2)
+    records = read_manifest(studio_of().pool.folder)
+    sources = {r["source"] for r in records}
+    later = replace(fold, train=tuple(set(fold.train) - sources) or ("case_01",))
+    kept = studio_of(fold=later).kept
+    assert sum(kept.values()) == sum(r["source"] in later.train for r in records) < len(records)
+    assert set(studio_of(generator=Blank()).kept.values()) == {0}
+
+
+def test_synthesis_uses_training_cases_only(studio_of, fold):
+    studio = fill(studio_of(), 4)
+    assert {r["source"] for r in read_manifest(studio.pool.folder)} <= set(fold.train)
+    assert {h.case.identifier for h in studio.hearts} <= set(fold.train)
+
+
+def test_without_a_scar_free_case_a_warning_says_what_is_missing(studio_of, fold, log):
+    studio_of()
+    assert not log
+    studio = studio_of("other", fold=replace(fold, train=("case_00", "case_02")))
+    assert len(log) == 1 and "no training case is free of scar" in log[0]
+    while studio.wanted:
+        assert studio.draft().kind == "scar"
+    assert studio.kept == {"scar": 4, "healthy": 0}
+
+
+@pytest.mark.parametrize("generator, check", [(Blank, "contrast_share"), (Lost, "finite")])
+def test_a_generator_that_is_always_refused_is_named_once_with_the_failed_checks(studio_of, log,
+                                                                               generator, check):
+    studio = studio_of(generator=generator())
+    for _ in range(2 * PATIENCE):
+        studio.draft()
+    assert len(log) == 1 and f"refused {PATIENCE} samples in a row" in log[0] and check in log[0]
+    assert studio.kept["scar"] == 0 and not list(studio.pool.cases.glob("scar*"))
+
+
+def test_a_full_disk_loses_samples_and_says_so_once_until_there_is_space(studio_of, log,
+                                                                       monkeypatch):
+    studio = fill(studio_of(), 2)
+    served = read_manifest(studio.pool.folder)
+
+    def full(self, case, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "add", full)
+        for _ in range(12):
+            studio.draft()
+    assert len(log) == 1 and "No space left on device" in log[0] and "goes on" in log[0]
+    assert read_manifest(studio.pool.folder) == served
+    fill(studio, 4)                                              # space was freed
+    assert len(log) == 1
+
+
+def test_a_pool_that_is_deleted_under_way_is_filled_again(studio_of):
+    studio = fill(studio_of(), 4)
+    names = {r["identifier"] for r in read_manifest(studio.pool.folder)}
+    studio.epoch = 1
+    for path in sorted(studio.pool.folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    studio.draft()
+    while studio.kept["scar"] < 4:
+        studio.draft()
+    anew = {r["identifier"] for r in read_manifest(studio.pool.folder)}
+    assert not names & anew                                      # readers map files by their names
+
+
+def test_an_unwritable_output_folder_is_refused(studio_of, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        studio_of("file/pool")
