@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nnunet_lgesynth import __version__
 from nnunet_lgesynth.cli_flags import fold_name
-from nnunet_lgesynth.cli_samples import add_anatomy, add_audit, add_synthesize
+from nnunet_lgesynth.cli_samples import add_anatomy, add_audit, add_preview, add_synthesize
 from nnunet_lgesynth.cli_train import (
     add_benchmark,
     add_export,
@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_convert, _add_roles, _add_doctor, add_anatomy, _add_trainers,
-                add_fit, add_synthesize, add_train, add_benchmark, add_audit, add_export):
+                add_fit, add_synthesize, add_train, add_benchmark, add_audit, add_preview,
+                add_export):
         add(commands)
     return parser
 

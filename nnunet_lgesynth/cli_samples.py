@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunet_lgesynth.cli_flags import device_flag, fold_flags
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["add_anatomy", "add_audit", "add_synthesize"]
+__all__ = ["add_anatomy", "add_audit", "add_preview", "add_synthesize"]
 
 PRIORS = ("ellipsoid", "fitted", "midwall", "patchy", "sector", "smile", "subepicardial")
 
@@ -129,6 +129,28 @@ def _line(record: dict) -> str:
             f"{got['burden']:.1%} (asked {asked['burden']:.1%}), transmurality "
             f"{got['transmurality']:.2f} ({depth}), no-reflow {got['no_reflow']:.0%} "
             f"({asked['no_reflow']:.0%}), segments {' '.join(map(str, got['segments']))}")
+
+
+def add_preview(commands) -> None:
+    parser = commands.add_parser("preview", help="a training's pool as a gallery", description=(
+        "HTML: slices with verdicts, filtered by kind, verdict and AHA segment. PNG: all in one "
+        "picture. Both show patient data."))
+    parser.add_argument("pool", metavar="POOL", type=Path,
+                        help="lgesynth_pool in the training's output folder")
+    parser.add_argument("-n", type=int, default=100, metavar="N",
+                        help="the newest so many cases (default 100)")
+    parser.add_argument("-o", required=True, type=Path, metavar="FILE", help=".html or .png")
+    parser.set_defaults(run=_preview)
+
+
+def _preview(arguments) -> int:
+    from nnunet_lgesynth.benchmark.preview import preview
+
+    if arguments.n < 1:
+        raise UserError(f"-n must be at least 1, not {arguments.n}.")
+    slices = preview(arguments.pool, arguments.o, arguments.n)
+    print(f"Wrote {slices} slices to {arguments.o}")
+    return 0
 
 
 def add_audit(commands) -> None:
