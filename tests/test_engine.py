@@ -102,7 +102,10 @@ def test_a_training_begins_at_once_and_the_pool_fills_while_it_runs(start, log, 
     assert row["drafted"] >= row["accepted"] > 0 < row["seconds_synthesis"]
     assert row["memory_synthesis_mb"] > 100 and 0 <= row["pool_age_minutes"] < 10
     assert 0 < row["real_burden"] < 1 and row["pool_burden"] is not None
-    engine.start_epoch(1)                                # a full pool is renewed
+    with engine.asleep():
+        engine.start_epoch(1)                            # a full pool is renewed, but not yet
+        sleep(1)
+        assert len(read_manifest(engine.folder)) == 8
     until(engine, lambda: len(read_manifest(engine.folder)) == 12)
     assert engine.counts()["pool_scarred_cases"] == 4 and len(log) == 1
     assert json.loads(json.dumps([first, row])) == [first, row]
@@ -213,6 +216,9 @@ def test_the_budget_is_a_share_of_the_time_on_all_cores_and_does_not_pile_up():
     assert budget.left < 0
     now[0] += 1e6
     assert budget.left == pytest.approx(30)
+    now[0] += 100                                     # asleep
+    budget.forget(100)
+    assert budget.left == pytest.approx(30 - 100 * 0.12)
 
 
 def test_rows_count_slices_and_unique_samples(start, alone, fold, tmp_path):

@@ -329,3 +329,20 @@ def test_nnunetv2_train_runs_to_its_validation(fold, monkeypatch):
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     assert {Path(c["reference_file"]).name for c in summary["metric_per_case"]} == {
         f"{i}.nii.gz" for i in fold.val}
+
+
+def test_nnunets_own_benchmark_runs_with_synthesis(fold, monkeypatch):
+    """It asserts that there is CUDA and notes the GPU's name; all else runs on the CPU here."""
+    name = "nnUNetTrainerLGESynthBenchmark_5epochs"
+    monkeypatch.delenv("LGESYNTH_EPOCHS")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        trainer = trainer_of(fold, name)
+    assert trainer.generator == "lgesynth"
+    trainer.generator = "paint"                             # which needs no fit
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    trainer.run_training()
+    found, = json.loads((output(trainer) / "benchmark_result.json").read_text()).values()
+    assert found["gpu_name"] == "a GPU" and found["fastest_epoch"] > 0
+    assert len(rows(trainer)) == 5 and sum(r["injected_patches"] for r in rows(trainer)) > 0
+    assert not list(output(trainer).glob("checkpoint*"))

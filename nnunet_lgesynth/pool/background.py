@@ -5,7 +5,7 @@ grace for its start. It drafts while it has credit and sleeps otherwise, so it f
 than slows the training. It ends with the training's process, whatever that one dies of; what it was
 writing then is lost and nothing else (see `store`).
 
-    to the process      int: the epoch;  None: end
+    to the process      ("epoch", int), ("slept", seconds that earn no credit)
     from the process    ("ready", facts), ("drafted", Tally), ("warm", None), ("log", text),
                         ("refused", a user's mistake), ("failed", text)
 """
@@ -73,6 +73,10 @@ class Budget:
         self._spent, self._clock = spent, clock
         self._earned, self._last = spent() + grace, clock()
 
+    def forget(self, seconds: float) -> None:
+        """Take back what so much time has earned."""
+        self._earned -= self.rate * seconds
+
     @property
     def left(self) -> float:
         now = self._clock()
@@ -83,7 +87,7 @@ class Budget:
 
 
 def work(order: Order, pipe: Connection) -> None:
-    """The process: make the studio, then draft within the budget until told or left alone."""
+    """The process: make the studio, then draft within the budget until left alone or ended."""
     _lower_priority()
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches it too; the training decides
     torch.set_num_threads(1)                          # threads would wait for those of the training
@@ -124,10 +128,11 @@ def _serve(studio: Studio, budget: Budget, pipe: Connection, parent: int) -> Non
     while os.getppid() == parent:        # the pipe's end: workers of the training may hold it open
         may = studio.wanted is not None and budget.left > 0
         while pipe.poll(0 if may else PAUSE):
-            message = pipe.recv()
-            if message is None:
-                return
-            studio.epoch = message
+            what, told = pipe.recv()
+            if what == "slept":
+                budget.forget(told)
+            else:
+                studio.epoch = told
         if may:
             _draft(studio, pipe)
 

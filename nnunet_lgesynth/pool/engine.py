@@ -15,7 +15,8 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, time
 
@@ -171,11 +172,26 @@ class Engine:
         self._tell_epoch()
         if self._pipe is None and self._starts <= RESTARTS:
             self._start()
+        self._tell("epoch", epoch)
+
+    def _tell(self, what: str, told) -> None:
         if self._pipe is not None:
             try:
-                self._pipe.send(epoch)
+                self._pipe.send((what, told))
             except OSError:
                 self._lose("has ended")
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Within this the process rests, and earns no credit: for a measurement beside it."""
+        begun = perf_counter()
+        process = psutil.Process(self._process.pid)
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
+            self._tell("slept", perf_counter() - begun)
 
     def _tell_epoch(self) -> None:
         if not self.injection.ramp_epochs:
