@@ -66,7 +66,8 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
                         if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
                   torch.get_num_threads(), epoch, os.getpid())
-    engine = Engine(order, hash_of(found), len(scarred), log)
+    engine = Engine(order, hash_of(found), len(scarred), log if rank == 0 else
+                    lambda text: log(f"rank {rank}: {text}"))
     return engine, InjectedDataset(
         training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
 
