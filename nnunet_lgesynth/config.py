@@ -21,7 +21,7 @@ from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
            "UserError", "config_hash", "from_dict", "make_folder", "named_preset", "new_folder",
-            "preset_flags", "seeded", "write_json", "write_text"]
+            "preset_flags", "replacing", "seeded", "write_json", "write_text"]
 
 
 class UserError(ValueError):
@@ -321,15 +321,23 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part of it."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write in the place of `path`, with its ending: a reader sees the old or the new
+    one, never a part of it."""
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value) -> None:

@@ -29,7 +29,7 @@ from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
 
-LOG_FILE = "lgesynth.jsonl"
+LOG_FILE, FIGURE = "lgesynth.jsonl", "lgesynth.png"
 VALIDATION_SHARE = 5   # stock nnU-Net validates 50 iterations for 250 of training
 
 
@@ -159,6 +159,7 @@ class LGESynthTrainer(nnUNetTrainer):
         if self.engine is not None:
             row.update(self.engine.epoch_row())
             self.print_to_log_file(self.engine.describe(row))
+        self._tell_loggers(row)
         stamps = [self.logger.get_value(f"epoch_{e}_timestamps", step=-1) for e in ("start", "end")]
         row.update(seconds_epoch=round(stamps[1] - stamps[0], 3), time=round(time(), 1))
         try:
@@ -167,20 +168,44 @@ class LGESynthTrainer(nnUNetTrainer):
         except OSError as error:
             # not into nnU-Net's log, which lies on the same disk
             warnings.warn(f"No row of {LOG_FILE} for this epoch ({error}).", stacklevel=2)
+        if self.engine is not None and (self.current_epoch % self.save_every == 0
+                                        or self.current_epoch >= self.num_epochs):
+            self._draw()
+
+    def _tell_loggers(self, row: dict) -> None:
+        """Hand an epoch's numbers to the loggers that nnU-Net was configured with (W&B)."""
+        for logger in self.logger.loggers:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key != "epoch":
+                    logger.log(f"lgesynth/{key}", value, row["epoch"])
+
+    def _draw(self) -> None:
+        """The figure of all epochs so far; seldom, since drawing takes part of a second."""
+        from nnunet_lgesynth.pool.figure import draw_epochs
+
+        folder = Path(self.output_folder)
+        try:
+            draw_epochs(_rows(folder / LOG_FILE), folder / FIGURE)
+        except OSError as error:
+            warnings.warn(f"No {FIGURE} ({error}).", stacklevel=2)
 
 
 def _drop_rows_from(path: Path, epoch: int) -> None:
     """Forget the epochs that are trained again, after `--c` or from the start, and half rows."""
     if not path.is_file():
         return
-    kept = []
+    write_text(path, "".join(json.dumps(r) + "\n" for r in _rows(path) if r["epoch"] < epoch))
+
+
+def _rows(path: Path) -> list[dict]:
+    """The whole rows of a JSONL file; a kill or a full disk cuts some."""
+    rows = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["epoch"] < epoch:
-                kept.append(line + "\n")
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    write_text(path, "".join(kept))
+    return rows
 
 
 def environment_number(name: str, kind: type, minimum: float):

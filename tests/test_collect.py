@@ -92,7 +92,7 @@ def test_merging_twice_changes_nothing_and_new_values_replace(training, tmp_path
     for other in ({"seed": 2}, {"config_hash": "other"}, {"arm": "real"}, {"fold": 1}):
         before = len(read_rows(path))
         assert len(merge_rows(path, [{**rows[0], **other}], CASE_KEY)) == before + 1
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_records_hold_a_training_only_with_all_its_patients_and_its_summary(training, tmp_path):

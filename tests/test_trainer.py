@@ -16,6 +16,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from PIL import Image
 from tiny_inpaint import tiny_config
 from tiny_nnunet import tiny_plans, write_tiny_model
 from tiny_training import enter_nnunet, write_tiny_training
@@ -69,6 +70,19 @@ def text_log(trainer) -> str:
     return "".join(p.read_text() for p in sorted(output(trainer).glob("training_log*.txt")))
 
 
+class Told(list):
+    """A logger beside nnU-Net's own, as W&B's is."""
+
+    def log(self, key, value, step):
+        self.append((key, value, step))
+
+    def log_summary(self, key, value):
+        self.append((key, value, None))
+
+    def update_config(self, config):
+        self.append(("config", config, None))
+
+
 @contextmanager
 def refusal():
     """How a user's mistake ends `nnUNetv2_train`: exit code 2, no traceback; the cause is kept."""
@@ -92,9 +106,15 @@ def test_every_trainer_is_found_by_nnunet_itself_and_is_a_thin_file():
 
 
 def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch):
-    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer, told = trainer_of(fold, "nnUNetTrainerLGEPaint"), Told()
+    trainer.logger.loggers.append(told)
     trainer.run_training()
     found = rows(trainer)
+    assert [(v, step) for k, v, step in told if k == "lgesynth/injected_fraction"] == [
+        (r["injected_fraction"], r["epoch"]) for r in found]
+    assert {"lgesynth/synthesis_share", "train_losses"} <= {key for key, _, _ in told}
+    picture = np.asarray(Image.open(output(trainer) / "lgesynth.png"))
+    assert picture.std() > 5 and not list(output(trainer).glob("*.part*"))
     assert [r["epoch"] for r in found] == [0, 1]
     assert all(r["injected_fraction"] > 0 and r["probability"] == 1 for r in found)
     assert found[1]["patches"] == 4 and found[0]["seconds_waited"] > 0 == found[1]["seconds_waited"]

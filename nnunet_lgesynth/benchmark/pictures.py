@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_lgesynth.benchmark.collect import Training
+from nnunet_lgesynth.config import replacing
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.store import read_manifest
 
@@ -49,7 +50,8 @@ def _sheet(training: Training, fold: Fold, path: Path) -> bool:
     for column, record in zip(axes.T, chosen):
         _column(column, cases, record, fold)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
     return True
 
 

@@ -19,7 +19,7 @@ from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.page import PRIVATE, write_page
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import UserError, replacing
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.subject import Subject, read_subjects
 from nnunet_lgesynth.pool.store import read_manifest
@@ -179,9 +179,5 @@ def _write_png(out: Path, shown: Sequence[Tile]) -> None:
     for k, picture in enumerate(pictures):
         top, left = k // columns * high, k % columns * wide
         sheet[top:top + picture.shape[0], left:left + picture.shape[1]] = picture
-    partial = out.with_name(f".{out.name}.part")
-    try:
+    with replacing(out) as partial:
         Image.fromarray(sheet).save(partial, format="png")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ middle, anterior wall up, septum at the left.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from nnunet_lgesynth.anatomy.aha import APEX, LEVELS, NAMES, SEGMENTS, SPANS
 from nnunet_lgesynth.anatomy.heart import Anatomy
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW
-from nnunet_lgesynth.config import UserError, make_folder
+from nnunet_lgesynth.config import UserError, make_folder, replacing
 from nnunet_lgesynth.dataset.case import Case
 from nnunet_lgesynth.generators.subject import Subject
 
@@ -186,12 +185,9 @@ def _colour(segment: int) -> tuple[float, float, float]:
 def _write(figure, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(partial, dpi=110, format="png")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=110, format="png")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from \
             error
-    finally:
-        partial.unlink(missing_ok=True)

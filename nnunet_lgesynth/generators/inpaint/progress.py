@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
-from nnunet_lgesynth.config import FitConfig, UserError, write_json
+from nnunet_lgesynth.config import FitConfig, UserError, replacing, write_json
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.batch import STAGES
 from nnunet_lgesynth.generators.inpaint.data import Item, SliceSet, as_healthy
@@ -107,9 +107,8 @@ def draw_picture(path: Path, networks: Networks, config: FitConfig, slices: Slic
         part.subplots_adjust(left=0.04, right=0.99, bottom=0.12, top=0.88)
     _draw_losses(curves, rows)
     _draw_samples(grid.subplots(), conditions, samples)
-    partial = path.with_name("progress.part.png")
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def _examples(slices: SliceSet) -> list[Item]:
