@@ -265,6 +265,29 @@ def test_the_pools_scars_are_measured_as_they_are_served(start, alone, fold, tmp
         np.isin(labels, roles.scars).sum() / ring.sum(), rel=0.05)
 
 
+def test_a_pool_of_ten_thousand_is_read_once_and_served(start, alone, fold, tmp_path):
+    """The readers of a long training; each record stands for files that were written for real."""
+    folder = tmp_path / "fold_0" / POOL_FOLDER
+    fill(fold, folder, 2)
+    kept = read_manifest(folder)
+    files = {r["identifier"]: list((folder / "cases").glob(f"{r['identifier']}*")) for r in kept}
+    with open(folder / "manifest.jsonl", "a") as manifest:
+        for k in range(10_000 - len(kept)):
+            record = kept[k % len(kept)]
+            name = f"{record['kind']}_{len(kept) + k:06d}"
+            for path in files[record["identifier"]]:
+                os.link(path, path.with_name(path.name.replace(record["identifier"], name)))
+            manifest.write(json.dumps({**record, "identifier": name}) + "\n")
+    engine, dataset = start(replace(INJECTION, pool_cases=5_000), epoch=1)
+    begun = monotonic()
+    serve(dataset, 100)
+    row = engine.epoch_row()
+    assert monotonic() - begun < 30                      # a reading a case would take minutes
+    assert row["pool_scarred_cases"] == row["pool_healthy_cases"] == 5_000
+    assert row["probability"] == 0.8 and 0.5 < row["injected_fraction"] < 1
+    assert row["unique_cases_served"] > 40               # of 80 or so, nearly all of them others
+
+
 def test_each_rank_has_its_share_of_the_pool_in_a_folder_of_its_own(start, alone, tmp_path):
     injection = replace(INJECTION, pool_cases=5, refresh_cases=1)
     engines = [start(injection, rank, world=2)[0] for rank in range(2)]
