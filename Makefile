@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint gpu-check clean
+.PHONY: install demo test lint soak gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+
+# A hundred short epochs: exit code 1 where memory or the epochs' time grows.
+soak: install
+	$(BIN)/python -m benchmarks.soak -o benchmarks/results/soak.json
 
 # Needs a CUDA GPU; without make or a package registry, see benchmarks/gpu_check.py.
 gpu-check: install
