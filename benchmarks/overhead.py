@@ -13,7 +13,8 @@ allows. An epoch is its training iterations; validation is the same code in both
     accepted_per_second      slices accepted by the quality control, a second of training
     synthesis_share          computing of the process over that of the training's cores
     host_memory_growth_mb    of both processes, from the second epoch to the last
-    gpu_memory_extra_gb      peak of the plugin's epochs over the stock's; CUDA only
+    gpu_memory_extra_gb      peak of the plugin's epochs over the stock's, and what the process
+                             holds beside its CUDA context; CUDA only
 """
 
 from __future__ import annotations
@@ -57,10 +58,8 @@ def main() -> int | None:
         raise UserError("--pairs must be at least 3 and --iterations 1, not "
                         f"{arguments.pairs} and {arguments.iterations}.")
     fold = testset.open_fold(arguments)
-    with tempfile.TemporaryDirectory() as results:
-        os.environ["nnUNet_results"] = results           # no training of the user's is touched
-        found = measure(fold, arguments.generator, torch.device(arguments.device),
-                        arguments.pairs, arguments.iterations, arguments.budget)
+    found = measure(fold, arguments.generator, torch.device(arguments.device),
+                    arguments.pairs, arguments.iterations, arguments.budget)
     about = {**testset.about("overhead", fold, arguments.device), "preset": found["generator"],
              "split": f"fold {fold.fold}, {arguments.pairs - 1} pairs of epochs of "
                       f"{arguments.iterations} iterations, batch "
@@ -75,7 +74,21 @@ def main() -> int | None:
 def measure(fold: Fold, generator: str, device: torch.device, pairs: int, iterations: int,
             budget: float | None = None) -> dict:
     """Train in turn; returns what was seen, by arm and epoch."""
-    trainers = {arm: _trainer(arm, fold, generator, device, iterations, budget) for arm in ARMS}
+    if generator != "paint":
+        os.environ["LGESYNTH_GENERATOR"] = str(Path(generator).resolve())
+    theirs = os.environ["nnUNet_results"]
+    with tempfile.TemporaryDirectory() as results:
+        try:
+            os.environ["nnUNet_results"] = results       # no training of the user's is touched
+            trainers = {arm: _trainer(arm, fold, generator, device, iterations, budget)
+                        for arm in ARMS}
+        finally:
+            os.environ["nnUNet_results"] = theirs        # where the judge may be
+        return _in_turn(trainers, generator, device, pairs, iterations)
+
+
+def _in_turn(trainers: dict, generator: str, device: torch.device, pairs: int,
+             iterations: int) -> dict:
     engine = None
     try:
         for trainer in trainers.values():
@@ -101,8 +114,6 @@ def _trainer(arm: str, fold: Fold, generator: str, device: torch.device, iterati
              budget: float | None):
     """One of nnU-Net's trainers, as `nnUNetv2_train` makes it."""
     add_to_environment()
-    if generator != "paint":
-        os.environ["LGESYNTH_GENERATOR"] = str(Path(generator).resolve())
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     name = "nnUNetTrainer" if arm == "stock" else \
@@ -181,7 +192,9 @@ def rows_of(found: dict, about: dict) -> list[dict]:
     if found["stock"][0]["gpu"] is not None:
         peaks = {arm: max(e["gpu"] for e in found[arm][1:]) for arm in ARMS}
         rows.append(number_row(here["plugin"], "gpu_memory_extra_gb",
-                               (peaks["plugin"] - peaks["stock"]) / 1e9, n=len(plugin), unit="GB"))
+                               (peaks["plugin"] - peaks["stock"]) / 1e9
+                               + max(r["memory_gpu_synthesis_mb"] for r in plugin) * 2 ** 20 / 1e9,
+                               n=len(plugin), unit="GB"))
     return rows
 
 

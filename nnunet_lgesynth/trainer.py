@@ -136,8 +136,8 @@ class LGESynthTrainer(nnUNetTrainer):
             _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
 
     def on_train_end(self):
+        super().on_train_end()           # which writes the last checkpoint
         self._stop_synthesis()
-        super().on_train_end()
 
     def on_epoch_start(self):
         super().on_epoch_start()

@@ -19,7 +19,7 @@ from tiny_fold import write_tiny_fold
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.background import Budget
+from nnunet_lgesynth.pool.background import MOST_CREDIT, Budget
 from nnunet_lgesynth.pool.engine import POOL_FOLDER, RESTARTS, Engine, attach
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.pool.studio import Studio
@@ -145,6 +145,37 @@ def test_a_process_that_dies_is_started_again_and_the_pool_goes_on(start, log, f
     assert len(log) == 1 + RESTARTS
 
 
+def test_a_process_that_hangs_is_ended_with_the_training(start):
+    engine, _ = start()
+    process = psutil.Process(engine._process.pid)
+    process.suspend()                                    # it hears of no gentle signal now
+    begun = monotonic()
+    engine.close()
+    assert monotonic() - begun < 10 and not process.is_running()
+
+
+def test_a_restarted_process_that_cannot_begin_costs_no_training(start, log, fold, tmp_path):
+    fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 2)
+    engine, dataset = start(replace(INJECTION, warm_up=2), epoch=7)
+    psutil.Process(engine._process.pid).kill()
+    until(engine, lambda: engine._pipe is None)
+    for identifier in fold.train:
+        for path in fold.folder.glob(f"{identifier}*"):
+            path.rename(path.with_name(f"moved_{path.name}"))
+    engine.start_epoch(8)
+    until(engine, lambda: engine._pipe is None)
+    assert "gave up (" in log[-1] and "goes on with the pool" in log[-1]
+    assert dataset.injection.warm_up == 2 and engine.counts()["pool_scarred_cases"] >= 2
+
+
+def test_an_earlier_pool_that_cannot_be_removed_is_refused(start, alone, fold, tmp_path,
+                                                          monkeypatch):
+    fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 1)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)       # as its rights would have it
+    with pytest.raises(UserError, match="cannot be removed"):
+        start()
+
+
 def test_what_is_wrong_with_the_fold_is_heard_of_by_the_training(start, fold):
     for identifier in fold.train:                        # a scar in every slice: nowhere to paint
         case = fold.read(identifier)
@@ -215,10 +246,12 @@ def test_the_budget_is_a_share_of_the_time_on_all_cores_and_does_not_pile_up():
     spent[0] += 10
     assert budget.left < 0
     now[0] += 1e6
-    assert budget.left == pytest.approx(30)
-    now[0] += 100                                     # asleep
-    budget.forget(100)
-    assert budget.left == pytest.approx(30)
+    assert budget.left == pytest.approx(MOST_CREDIT)
+    spent[0] += MOST_CREDIT - 1
+    now[0] += 50                                      # asleep
+    budget.forget(50)
+    assert budget.left == pytest.approx(1)
+    assert Budget(0.03, 4, grace=99.0, spent=lambda: 5.0, clock=lambda: 0.0).left == 99
 
 
 def test_rows_count_slices_and_unique_samples(start, alone, fold, tmp_path):
@@ -300,13 +333,14 @@ def test_an_epoch_that_cannot_be_told_is_said_and_survived(start, alone, log, mo
     injection = replace(INJECTION, ramp_epochs=4)
     engine, _ = start(injection)
     engine.start_epoch(2)
-    assert (engine.folder / "epoch.txt").read_text() == "2"
+    assert (engine.folder / "epoch.txt").read_text() == "2\n"
     log.clear()
 
     def full(*_):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr("nnunet_lgesynth.pool.engine.tell_epoch", full)
     engine.start_epoch(3)
+    engine.start_epoch(4)
     assert len(log) == 1 and "does not rise" in log[0]
 
 

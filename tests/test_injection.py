@@ -139,8 +139,21 @@ def test_workers_hear_of_the_epoch(pool):
     assert dataset.probability() == pytest.approx(0.1)
     tell_epoch(pool.folder, 4)
     assert dataset.probability() == pytest.approx(0.5)
-    (pool.folder / "epoch.txt").write_text("")
-    assert dataset.probability() == pytest.approx(0.1)
+    for half in ("", "1"):                               # while the next number is being written
+        (pool.folder / "epoch.txt").write_text(half)
+        assert dataset.probability() == pytest.approx(0.5)
+
+
+def test_a_deleted_pool_means_real_cases_and_one_that_is_filled_again_is_counted(pool):
+    dataset = inject(pool)
+    kind_of(dataset, "case_00")
+    for path in sorted(pool.folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert {kind_of(dataset, i) for i in dataset.identifiers} == {"real"}
+    pool.add(*sample("scar", 1))
+    before = read_usage(pool.folder).patches
+    assert kind_of(dataset, "case_00") == "scar"
+    assert read_usage(pool.folder).patches == before + 1
 
 
 def test_an_empty_pool_answers_with_real_cases(tmp_path, fold):
@@ -179,6 +192,8 @@ def test_a_missing_file_means_another_sample_and_then_the_real_case(pool, monkey
     (pool.cases / f"{scars[1]}.pkl").unlink()
     assert {kind_of(dataset, "case_00") for _ in range(20)} == {"real"}
     (pool.cases / f"{scars[1]}.b2nd").write_bytes(b"cut short")
+    assert kind_of(dataset, "case_00") == "real"
+    (pool.cases / f"{scars[1]}.pkl").write_bytes(b"")
     assert kind_of(dataset, "case_00") == "real"
 
 

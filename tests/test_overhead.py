@@ -1,6 +1,7 @@
 """The overhead benchmark trains both arms for real and tells what was seen, late iterations too."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -18,7 +19,7 @@ ABOUT = dict.fromkeys(("benchmark", "dataset", "split", "device", "seeds", "pres
 
 def seen(epochs: list[float], steps: list[float], **row) -> list[dict]:
     told = {"seconds_synthesis": 1.0, "drafted": 4, "accepted": 3, "memory_mb": 100,
-            "memory_synthesis_mb": 50} | row
+            "memory_synthesis_mb": 50, "memory_gpu_synthesis_mb": 0} | row
     return [{"epoch": e, "iterations": steps, "row": told, "gpu": None} for e in epochs]
 
 
@@ -57,7 +58,8 @@ def test_both_arms_train_in_turn(tmp_path, monkeypatch):
     assert rows["plugin", "iteration_p50"]["dataset"] == fold.dataset
     assert np.isfinite([r["value"] for r in rows.values()]).all()
     assert not list((tmp_path / "nnUNet_results").iterdir())     # nothing is left there
-    assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled() and os.environ["nnUNet_results"] == str(
+        tmp_path / "nnUNet_results")
 
 
 @pytest.mark.parametrize("told", [["--pairs", "2"], ["--iterations", "0"]])

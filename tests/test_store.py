@@ -117,7 +117,7 @@ class Killed(BaseException):
     """Stands for a process that ends here: no handler of the code under test may see it."""
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(9))
 def test_a_kill_between_any_two_steps_leaves_whole_samples_only(pool, fold, monkeypatch, step):
     pool.add(tiny_case(0), RECORD)
     calls = []
@@ -137,7 +137,7 @@ def test_a_kill_between_any_two_steps_leaves_whole_samples_only(pool, fold, monk
         patch.setattr(os, "fsync", dying(os.fsync))
         pool.add(tiny_case(1), RECORD)
     committed = readable(pool)
-    assert committed[0] == "scar_000000" and len(committed) == (2 if step == 5 else 1)
+    assert committed[0] == "scar_000000" and len(committed) == (2 if step == 8 else 1)
     again = Pool(pool.folder, fold)
     assert readable(again) == committed
     name = again.add(tiny_case(2), RECORD)

@@ -79,10 +79,12 @@ def test_a_full_pool_is_renewed_by_so_many_cases_an_epoch_and_keeps_its_size(stu
     studio = fill(studio_of(), 4)
     first = {r["identifier"] for r in read_manifest(studio.pool.folder)}
     on_disk = {p.name for p in studio.pool.cases.iterdir()}
-    studio.epoch = 1
+    studio.begin_epoch(1)
     while studio.wanted:
         studio.draft()
     assert studio.kept == {"scar": 6, "healthy": 6}
+    studio.begin_epoch(1)
+    assert studio.wanted is None                                 # it has begun already
     left = {p.stem for p in studio.pool.cases.glob("*.pkl")}
     served = {r["identifier"] for found in ours(read_manifest(studio.pool.folder), Painter().hash,
                                                 studio.fold).values() for r in found[-4:]}
@@ -175,15 +177,17 @@ def test_a_full_disk_loses_samples_and_says_so_once_until_there_is_space(studio_
     assert len(log) == 1
 
 
-def test_a_pool_that_is_deleted_under_way_is_filled_again(studio_of):
-    studio = fill(studio_of(), 4)
+@pytest.mark.parametrize("refresh", [0, 2])
+def test_a_pool_that_is_deleted_under_way_is_filled_again(studio_of, log, refresh):
+    studio = fill(studio_of(injection=replace(INJECTION, refresh_cases=refresh)), 4)
     names = {r["identifier"] for r in read_manifest(studio.pool.folder)}
-    studio.epoch = 1
     for path in sorted(studio.pool.folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    studio.draft()
-    while studio.kept["scar"] < 4:
+    assert studio.wanted is not None and set(studio.kept.values()) == {0}
+    assert len(log) == 1 and "was deleted" in log[0]
+    while studio.wanted:
         studio.draft()
+    assert studio.kept == {"scar": 4, "healthy": 4} and len(log) == 1
     anew = {r["identifier"] for r in read_manifest(studio.pool.folder)}
     assert not names & anew                                      # readers map files by their names
 

@@ -92,14 +92,17 @@ def fold_of_pool(pool: Path) -> Fold:
 def tiles(pool: Path, most: int) -> Iterator[Tile]:
     """The painted slices of the newest `most` cases whose files are there, oldest first."""
     fold = fold_of_pool(pool)
-    records = [r for r in read_manifest(pool)
-               if (pool / "cases" / f"{r['identifier']}.pkl").is_file()][-most:]
+    records = [r for r in read_manifest(pool) if r["source"] in fold.train
+               and (pool / "cases" / f"{r['identifier']}.pkl").is_file()][-most:]
     cases, hearts = fold.cases_folder(pool / "cases"), {}
     for record in tqdm(records, desc="Pictures", unit="case", disable=None):
         name = record["source"]
         if name not in hearts:
             hearts[name], = read_subjects(fold, [name])
-        image, labels, _, _ = cases.load_case(record["identifier"])
+        try:
+            image, labels, _, _ = cases.load_case(record["identifier"])
+        except (OSError, RuntimeError):          # renewed meanwhile by a training that runs
+            continue
         for z, verdict in record["verdicts"].items():
             yield _tile(record, int(z), verdict, hearts[name], np.asarray(image[:]),
                         np.asarray(labels[0]), fold)

@@ -5,6 +5,7 @@ without ever waiting, and sums up what an epoch got. Training begins with what t
 (nothing, unless it goes on after an interruption), so real-only, and the injection probability
 grows with the pool; only a `warm_up` is waited for.
 If that process dies it is started again, a few times; the training goes on with the pool as it is.
+Only what is wrong from the start (a damaged generator, no heart to paint into) ends the training.
 When nnU-Net trains on several GPUs, each rank has its own seeds, and its own share of the pool in a
 folder that it alone writes and reads.
 """
@@ -18,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter, sleep, time
 
 import numpy as np
 import psutil
@@ -29,6 +30,7 @@ from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.background import Order, Tally, work
 from nnunet_lgesynth.pool.generator import find_generator, hash_of
+from nnunet_lgesynth.pool.injection import FIELDS as READ
 from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
 from nnunet_lgesynth.pool.store import Manifest
 from nnunet_lgesynth.pool.studio import ours
@@ -38,6 +40,8 @@ __all__ = ["POOL_FOLDER", "Engine", "attach", "pool_folder"]
 
 POOL_FOLDER = "lgesynth_pool"
 RESTARTS = 3             # of the process, one an epoch
+SILENCE = 600            # seconds without a word in which a warm-up is given up
+FIELDS = (*READ, "slices", "measured")       # of a record, for the engine
 MEGABYTE = 2 ** 20
 
 
@@ -58,18 +62,34 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
     found = find_generator(generator, opened)
     folder = pool_folder(output, rank)
     if epoch == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        _drop(folder)
     share = dataclasses.replace(injection, **{
         name: -(-getattr(injection, name) // world)
         for name in ("pool_cases", "refresh_cases", "warm_up")})
     scarred = frozenset(i for i in opened.train
                         if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
-                  torch.get_num_threads(), epoch, os.getpid())
+                  _cores(device), os.getpid())
     engine = Engine(order, hash_of(found), len(scarred), log if rank == 0 else
-                    lambda text: log(f"rank {rank}: {text}"))
+                    lambda text: log(f"rank {rank}: {text}"), epoch)
     return engine, InjectedDataset(
         training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
+
+
+def _drop(folder: Path) -> None:
+    """Remove the pool of an earlier training."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "manifest.jsonl").exists():
+        raise UserError(f"{folder} is an earlier training's pool and cannot be removed; correct "
+                        "its permissions, or close what holds its files.")
+
+
+def _cores(device: torch.device) -> int:
+    """What the budget is a share of: on a GPU its time, on a CPU that of the cores in use."""
+    if device.type != "cpu":
+        return 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(torch.get_num_threads(), allowed or 1)
 
 
 class Engine:
@@ -81,12 +101,16 @@ class Engine:
     scarred : number of scarred training cases.
     """
 
-    def __init__(self, order: Order, generator: str, scarred: int, log: Callable[[str], None]):
+    def __init__(self, order: Order, generator: str, scarred: int, log: Callable[[str], None],
+                 epoch: int = 0):
         self.order, self.generator, self.scarred, self.log = order, generator, scarred, log
         self.folder, self.injection = order.pool, order.injection
-        self._manifest, self._before = Manifest(self.folder), read_usage(self.folder)
+        self._manifest, self._before = Manifest(self.folder, FIELDS), read_usage(self.folder)
         self._real = {f"real_{name}": None for name in MEASURES}
-        self._epoch, self._starts, self._spent = order.epoch, 0, 0.0
+        self._context = multiprocessing.get_context("spawn")
+        self._epoch, self._slept = (self._context.RawValue(kind, value)
+                                    for kind, value in (("q", epoch), ("d", 0.0)))
+        self._starts, self._spent, self._gpu, self._ramps = 0, 0.0, 0, True
         self._process = self._pipe = None
         self._forget_counts()
         if not self.counts()["pool_scarred_cases"] and not self.injection.warm_up:
@@ -102,38 +126,50 @@ class Engine:
 
     def _start(self) -> None:
         """Start the process; where even that fails, say so and go on without."""
-        context = multiprocessing.get_context("spawn")
+        order = self.order if self._starts == 0 else dataclasses.replace(
+            self.order, injection=dataclasses.replace(self.injection, warm_up=0))
         self._starts, self._spent, self._warm = self._starts + 1, 0.0, False
         try:
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=work, daemon=True, args=(
-                dataclasses.replace(self.order, epoch=self._epoch), theirs))
+            self._pipe, theirs = self._context.Pipe(duplex=False)
+            self._process = self._context.Process(target=work, daemon=True, args=(
+                order, theirs, self._epoch, self._slept))
             self._process.start()
             theirs.close()
         except OSError as error:
             self._lose(f"could not be started ({error})")
 
     def _wait_until_warm(self) -> float:
-        begun = perf_counter()
+        begun = heard = perf_counter()
         self.log(f"Waiting until the pool holds {self.injection.warm_up} scarred cases.")
         while not self._warm and self._pipe is not None:
-            self._pipe.poll(1.0)
-            self.tend()
+            if self.tend():
+                heard = perf_counter()
+            elif perf_counter() - heard > SILENCE:
+                self._lose(f"has said nothing for {SILENCE} s")
+            sleep(0.05)
         return perf_counter() - begun
 
-    def tend(self) -> None:
-        """Hear what the process has to say; never waits. Raises its `UserError`."""
+    def tend(self) -> bool:
+        """Hear what the process has to say, and whether that was anything; never waits. Raises the
+        `UserError` of a process that could not begin."""
+        heard, alive = False, self._process is not None and self._process.is_alive()
         try:
             while self._pipe is not None and self._pipe.poll():
                 self._hear(*self._pipe.recv())
+                heard = True
         except (EOFError, OSError):
+            alive = False
+        if self._pipe is not None and not alive:
             self._lose("has ended")
+        return heard
 
     def _hear(self, what: str, told) -> None:
-        if what == "refused":
+        if what == "refused" and self._starts == 1 and not self._spent:
             self.close()
             raise UserError(told)
-        if what == "drafted":
+        if what == "refused":
+            self._lose(f"gave up ({told})")
+        elif what == "drafted":
             self._count(told)
         elif what == "ready":
             self._real = told
@@ -148,7 +184,7 @@ class Engine:
         self.drafted[tally.kind] += tally.drafted
         self.accepted[tally.kind] += tally.accepted
         self.seconds += tally.seconds - self._spent
-        self._spent = tally.seconds
+        self._spent, self._gpu = tally.seconds, tally.gpu
 
     def _lose(self, how: str) -> None:
         self.close()
@@ -164,23 +200,16 @@ class Engine:
             self._pipe.close()
             self._pipe = None
         if process is not None and process.pid is not None:
-            process.terminate()
-            process.join()
+            process.kill()               # a stopped process would not hear of anything gentler
+            process.join(10)
 
     def start_epoch(self, epoch: int) -> None:
         """Tell process and workers which epoch it is, and start the process again if it died."""
-        self._epoch = epoch
+        self.tend()
+        self._epoch.value = epoch
         self._tell_epoch()
         if self._pipe is None and self._starts <= RESTARTS:
             self._start()
-        self._tell("epoch", epoch)
-
-    def _tell(self, what: str, told) -> None:
-        if self._pipe is not None:
-            try:
-                self._pipe.send((what, told))
-            except OSError:
-                self._lose("has ended")
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -191,17 +220,20 @@ class Engine:
         try:
             yield
         finally:
+            self._slept.value += perf_counter() - begun
             process.resume()
-            self._tell("slept", perf_counter() - begun)
 
     def _tell_epoch(self) -> None:
         if not self.injection.ramp_epochs:
             return
         try:
-            tell_epoch(self.folder, self._epoch)
+            tell_epoch(self.folder, self._epoch.value)
+            self._ramps = True
         except OSError as error:
-            self.log(f"WARNING: {self.folder} cannot be written ({error}), so the injection "
-                     "probability does not rise in this epoch.")
+            if self._ramps:
+                self.log(f"WARNING: {self.folder} cannot be written ({error}); until it can, the "
+                         "injection probability does not rise.")
+            self._ramps = False
 
     def epoch_row(self) -> dict:
         """What was served and drafted since the last call.
@@ -212,10 +244,11 @@ class Engine:
         self.tend()
         usage, before = read_usage(self.folder), self._before
         self._before = usage
-        patches, injected = usage.patches - before.patches, usage.injected - before.injected
+        patches, injected = (max(0, now - then) for now, then in (   # less after a deleted pool
+            (usage.patches, before.patches), (usage.injected, before.injected)))
         counts, elapsed = self.counts(), perf_counter() - self._since
         row = {"probability": round(chance(self.injection, counts["pool_scarred_cases"],
-                                           self.scarred, self._epoch), 4),
+                                           self.scarred, self._epoch.value), 4),
                "patches": patches, "injected_patches": injected,
                "injected_fraction": round(injected / patches, 4) if patches else 0.0,
                "unique_slices_served": usage.unique_slices,
@@ -255,7 +288,8 @@ class Engine:
                 "pool_age_minutes": round(float(np.mean(ages)), 2) if ages else None}
 
     def memory(self) -> dict:
-        """Resident memory of the training's and the drafting process in MiB; peak on the GPU."""
+        """Resident memory of the training's and the drafting process in MiB; what PyTorch held on
+        the GPU at most, in both."""
         mine = psutil.Process().memory_info().rss
         try:
             theirs = psutil.Process(self._process.pid).memory_info().rss
@@ -263,7 +297,8 @@ class Engine:
             theirs = 0
         gpu = torch.cuda.max_memory_allocated() if self.order.device.startswith("cuda") else 0
         return {"memory_mb": mine // MEGABYTE, "memory_synthesis_mb": theirs // MEGABYTE,
-                "memory_gpu_mb": gpu // MEGABYTE}
+                "memory_gpu_mb": gpu // MEGABYTE,
+                "memory_gpu_synthesis_mb": self._gpu // MEGABYTE}
 
     @staticmethod
     def describe(row: dict) -> str:

@@ -15,7 +15,8 @@ PANELS = (
     ("scar slices an epoch", {"drafted": "drafted", "accepted": "accepted"}),
     ("share of the computing", {"synthesis_share": "synthesis"}),
     ("memory, MiB", {"memory_mb": "training", "memory_synthesis_mb": "synthesis",
-                     "memory_gpu_mb": "GPU, peak"}),
+                     "memory_gpu_mb": "training, GPU",
+                     "memory_gpu_synthesis_mb": "synthesis, GPU"}),
 )
 
 

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from nnunet_lgesynth.config import InjectionConfig, write_text
+from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.pool.store import USAGE_PREFIX, Manifest
 
 __all__ = ["InjectedDataset", "Usage", "chance", "read_usage", "tell_epoch"]
@@ -32,6 +32,7 @@ USAGE_SLOTS = 2 ** 15
 SLICE_BITS = 63      # one bit a slice; a stack of more slices counts some of them as one
 TRIES = 3            # a pool file can vanish between manifest and opening; then draw another
 EPOCH_FILE = "epoch.txt"
+FIELDS = ("identifier", "kind", "source", "generator", "changed")     # of a record, for a reader
 
 
 def chance(injection: InjectionConfig, samples: int, real: int, epoch: int) -> float:
@@ -48,16 +49,18 @@ def chance(injection: InjectionConfig, samples: int, real: int, epoch: int) -> f
 
 
 def tell_epoch(pool: Path, epoch: int) -> None:
-    """Tell the workers which epoch it is; OSError where that cannot be written."""
+    """Tell the workers which epoch it is; OSError where that cannot be written. In place, since
+    Windows replaces no file that a worker is reading; a reader of half a number keeps its own."""
     pool.mkdir(parents=True, exist_ok=True)
-    write_text(pool / EPOCH_FILE, str(epoch))
+    (pool / EPOCH_FILE).write_text(f"{epoch}\n")
 
 
-def _read_epoch(pool: Path) -> int:
+def _read_epoch(pool: Path, known: int) -> int:
     try:
-        return int((pool / EPOCH_FILE).read_text())
+        text = (pool / EPOCH_FILE).read_text()
+        return int(text) if text.endswith("\n") else known
     except (OSError, ValueError):
-        return 0
+        return known
 
 
 class InjectedDataset:
@@ -84,7 +87,7 @@ class InjectedDataset:
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in
-                ("_owner", "_rng", "_usage", "_manifest", "_sorted", "_records")}
+                ("_owner", "_rng", "_usage", "_manifest", "_sorted", "_epoch", "_records")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -92,7 +95,7 @@ class InjectedDataset:
 
     def _forget(self) -> None:
         self._owner = self._rng = self._usage = None
-        self._manifest, self._sorted = Manifest(self.pool), 0
+        self._manifest, self._sorted, self._epoch = Manifest(self.pool, FIELDS), 0, 0
         self._records: dict[str, list[tuple[int, dict]]] = {}
 
     def __getitem__(self, identifier):
@@ -109,15 +112,17 @@ class InjectedDataset:
                 number, record = newest[self._rng.integers(len(newest))]
                 try:
                     data, seg, _, properties = self.pool_cases.load_case(record["identifier"])
-                except (OSError, RuntimeError):
+                except Exception:      # whatever a damaged file gives: training goes on
                     continue
                 return self._watched(data, number, record), seg, None, properties
         return self.dataset.load_case(identifier)
 
     def probability(self, kind: str = "scar") -> float:
         """The probability now that a case of this kind is answered from the pool."""
-        epoch = _read_epoch(self.pool) if self.injection.ramp_epochs else 0
-        return chance(self.injection, len(self._records.get(kind, ())), self.real[kind], epoch)
+        if self.injection.ramp_epochs:
+            self._epoch = _read_epoch(self.pool, self._epoch)
+        return chance(self.injection, len(self._records.get(kind, ())), self.real[kind],
+                      self._epoch)
 
     def _prepare(self) -> None:
         if self._owner != os.getpid():      # in the worker: a generator from before the fork would
@@ -132,6 +137,8 @@ class InjectedDataset:
         """Read what the manifest has got since."""
         if not self._manifest.update():
             self._records, self._sorted = {}, 0
+            if self._usage is not None:        # its file has gone with the pool
+                self._usage = _usage_counters(self.pool / "tmp")
         for number, record in enumerate(self._manifest.records[self._sorted:], self._sorted):
             if record["generator"] == self.generator and record["source"] in self.sources:
                 self._records.setdefault(record["kind"], []).append((number, record))
@@ -187,7 +194,10 @@ def read_usage(pool: str | Path) -> Usage:
     """Usage of a pool over all workers, those of earlier parts of the training included."""
     total = np.zeros(USAGE_SLOTS, np.int64)
     for path in (Path(pool) / "tmp").glob(f"{USAGE_PREFIX}*.bin"):
-        counts = np.fromfile(path, np.int64, USAGE_SLOTS)
+        try:
+            counts = np.fromfile(path, np.int64, USAGE_SLOTS)
+        except OSError:                          # deleted meanwhile
+            continue
         if len(counts) == USAGE_SLOTS:           # else a worker is just making it
             total[:FIRST_SAMPLE] += counts[:FIRST_SAMPLE]
             total[FIRST_SAMPLE:] |= counts[FIRST_SAMPLE:]

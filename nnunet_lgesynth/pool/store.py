@@ -35,10 +35,11 @@ class Manifest:
 
     `update` reads what was appended since, so a long manifest costs its readers no more than a
     short one. A line is a record once it ends; one that a kill has cut short is passed over.
+    Of each record the `fields` are kept, by default all: a long training makes many.
     """
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / "manifest.jsonl"
+    def __init__(self, folder: str | Path, fields: Sequence[str] | None = None):
+        self.path, self.fields = Path(folder) / "manifest.jsonl", fields
         self._forget()
 
     def _forget(self) -> None:
@@ -47,7 +48,8 @@ class Manifest:
 
     def update(self) -> bool:
         """Read on; whether earlier records are still the same (the writer takes back a line that
-        it could not write in whole, and a new training drops all)."""
+        it could not write in whole, and a new training drops all). What is known stays
+        where the file is there but cannot be read."""
         try:
             if _stamp_of(os.stat(self.path)) == self._stamp:     # as for nearly every case read
                 return True
@@ -62,8 +64,11 @@ class Manifest:
             same = not self.records
             self._forget()
             return same
+        except OSError:
+            return True
         whole = lines.rfind(b"\n") + 1
-        self.records += _parsed(lines[:whole])
+        self.records += [r if self.fields is None else {k: r[k] for k in self.fields if k in r}
+                         for r in _parsed(lines[:whole])]
         self._stamp, self._read = _stamp_of(state), self._read + whole
         return same
 
@@ -75,6 +80,11 @@ class Manifest:
             return False
         file.seek(self._read - 1)
         return file.read(1) == b"\n"
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _stamp_of(state: os.stat_result) -> tuple[int, int, int]:
@@ -125,6 +135,7 @@ class Pool:
         length = self.manifest.stat().st_size if self.manifest.is_file() else 0
         try:
             for path in self._write(replace(case, identifier=name)):
+                _to_disk(path)        # or a power loss could leave a record without its case
                 os.replace(path, self.cases / path.name)
             with open(self.manifest, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"identifier": name, **record}) + "\n")
@@ -139,10 +150,12 @@ class Pool:
         """Remove the files of these cases, which readers are no longer given; their records stay.
         A file that cannot be removed (Windows keeps those that are mapped) is tried again when
         this is next called with it."""
-        for path in [p for p in self.cases.iterdir()
-                     if p.name.split(".")[0].removesuffix("_seg") in set(identifiers)]:
-            with suppress(OSError):
-                path.unlink()
+        gone = set(identifiers)
+        with suppress(OSError):
+            for path in list(self.cases.iterdir()):
+                if path.name.split(".")[0].removesuffix("_seg") in gone:
+                    with suppress(OSError):
+                        path.unlink()
 
     def _make_folders(self) -> None:
         for path in (self.cases, self.partial):

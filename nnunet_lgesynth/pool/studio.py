@@ -2,8 +2,8 @@
 
 Draft k of a kind comes from (seed, kind, k, rank) alone, and drafting goes on after the last one
 that the pool has kept: an interrupted training draws what it would have drawn.
-The kind that the pool has fewer of is drafted next. A pool that is full is renewed, `refresh_cases`
-an epoch, and the files of cases that are no longer served are removed.
+The kind that the pool has fewer of is drafted next. A pool that is full is renewed, by at most
+`refresh_cases` an epoch, and the files of cases that are no longer served are removed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ def ours(records: list[dict], generator: str, fold: Fold) -> dict[str, list[dict
 
 
 class Studio:
-    """The one writer of a pool, with its generator and judge; `log` hears what a user should know.
-
-    `epoch` is to be kept up to date: how far a full pool may have been renewed by now.
-    """
+    """The one writer of a pool, with generator and judge; `log` hears what a user should know."""
 
     def __init__(self, fold: Fold, generator, judge, injection: InjectionConfig, folder: Path,
                  log: Callable[[str], None], qc: QCConfig | None = None, rank: int = 0):
@@ -46,9 +43,11 @@ class Studio:
         self.injection, self.qc, self.rank, self.log = injection, qc or QCConfig(), rank, log
         self.prior, self.hearts = prepare(fold, injection.prior)
         self.pool, self.manifest = Pool(folder, fold), Manifest(folder)
+        self.manifest.update()
         self.kept = self._count()
         self.streams = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
-        self.epoch, self.refused_in_a_row, self._stuck = 0, 0, False
+        self.epoch, self.new = 0, dict.fromkeys(KINDS, 0)           # kept in this epoch
+        self.refused_in_a_row, self._stuck = 0, False
         if "healthy" not in self.streams:
             log("WARNING: no training case is free of scar, so no healthy wall is repainted and "
                 "being repainted alone tells a scar; add scar-free cases if there are any.")
@@ -62,16 +61,24 @@ class Studio:
 
     def _count(self) -> dict[str, int]:
         """Cases of each kind that were ever kept; after the pool was deleted, since then."""
-        self.manifest.update()
         records = ours(self.manifest.records, self.generator.hash, self.fold)
         return {kind: len(records[kind]) for kind in KINDS}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """A full pool may be renewed again."""
+        if epoch != self.epoch:
+            self.epoch, self.new = epoch, dict.fromkeys(KINDS, 0)
 
     @property
     def wanted(self) -> str | None:
         """The kind to draft next; None while the pool holds all that this epoch may bring."""
+        if not self.manifest.update():
+            self.log(f"WARNING: the pool {self.pool.folder} was deleted or changed by another "
+                     "process; it is filled again.")
+            self.kept = self._count()
         kind = min(self.streams, key=lambda k: self.kept[k])
-        allowed = self.injection.pool_cases + self.injection.refresh_cases * self.epoch
-        return kind if self.kept[kind] < allowed else None
+        full = self.kept[kind] >= self.injection.pool_cases
+        return None if full and self.new[kind] >= self.injection.refresh_cases else kind
 
     def draft(self) -> Sample | None:
         """Draft the kind that is wanted and keep the sample if it was accepted; None where nothing
@@ -101,7 +108,8 @@ class Studio:
                          "goes on with the pool as it is. Free some space: it is tried again.")
             self._stuck = True
             return
+        self.new[sample.kind] += 1
+        self.manifest.update()
         self.kept = self._count()
-        self.pool.remove([r["identifier"] for r in ours(
-            self.manifest.records, self.generator.hash, self.fold)[sample.kind]
-            [:-self.injection.pool_cases]])
+        served = ours(self.manifest.records, self.generator.hash, self.fold)[sample.kind]
+        self.pool.remove([r["identifier"] for r in served[:-self.injection.pool_cases]])
