@@ -20,7 +20,7 @@ from nnunet_lgesynth.pool.studio import Studio
 # what a draft of untrained networks can pass, and the whim of the judge below decides on
 QC = QCConfig(min_dice=0.1, max_source_dice=0.05, max_healthy_pixels=10 ** 4, max_level_change=1e6,
               min_contrast_share=-1e6, min_slice_share=0.3)
-INJECTION = InjectionConfig(pool_cases=3, seed=4)
+INJECTION = InjectionConfig(pool_cases=3, refresh_cases=0, seed=4)
 
 
 class Whim:
