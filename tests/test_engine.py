@@ -189,7 +189,8 @@ def test_what_is_wrong_with_the_fold_is_heard_of_by_the_training(start, fold):
 
 
 CHILD = """
-    import multiprocessing, os, sys, time
+    import multiprocessing, os, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # background jobs ignore it
     sys.path[:0] = [{tests!r}]
     def hold(): time.sleep(300)
     if __name__ == "__main__":
@@ -229,6 +230,7 @@ def test_the_process_ends_with_its_training_however_that_ends(tmp_path, signal_n
         try:
             assert pool.wait(PATIENCE) is None or not pool.is_running()
         finally:
+            training.kill()
             if worker.is_running():
                 worker.kill()
     folder = tmp_path / "fold_0" / POOL_FOLDER
