@@ -203,3 +203,9 @@ def test_the_docs_show_how_the_recipe_was_chosen():
 def test_no_result_tells_of_the_machines_folders():
     for path in RESULTS.iterdir():
         assert not re.search(r'[" ](/|[A-Z]:\\)', path.read_text()), path.name
+
+
+def test_the_readme_tells_how_long_the_demo_took():
+    minutes = {r["arm"]: r["value"] for r in json.loads((RESULTS / "demo.json").read_text())}
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    assert f"about {minutes['demo']:.0f} minutes on 2 cores, {minutes['install']:.0f} more" in text
