@@ -198,14 +198,9 @@ def _drop_rows_from(path: Path, epoch: int) -> None:
 
 
 def _rows(path: Path) -> list[dict]:
-    """The whole rows of a JSONL file; a kill or a full disk cuts some."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    from nnunet_lgesynth.pool.store import whole_lines
+
+    return whole_lines(path.read_bytes())
 
 
 def environment_number(name: str, kind: type, minimum: float):

@@ -56,7 +56,7 @@ def test_a_sample_comes_back_as_it_was_given(pool):
 
 def test_a_manifest_is_read_on_and_not_again(pool, monkeypatch):
     manifest, parsed = store.Manifest(pool.folder), []
-    monkeypatch.setattr(store, "_parsed", lambda lines, parse=store._parsed:
+    monkeypatch.setattr(store, "whole_lines", lambda lines, parse=store.whole_lines:
                         parsed.append(lines.count(b"\n")) or parse(lines))
     assert manifest.update() and manifest.records == []          # there is none yet
     for k in range(3):

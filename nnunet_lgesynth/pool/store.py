@@ -25,7 +25,7 @@ import numpy as np
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 
-__all__ = ["USAGE_PREFIX", "Manifest", "Pool", "read_manifest"]
+__all__ = ["USAGE_PREFIX", "Manifest", "Pool", "read_manifest", "whole_lines"]
 
 USAGE_PREFIX = "usage_"      # of the readers' files in tmp/, which the writer leaves alone
 
@@ -68,7 +68,7 @@ class Manifest:
             return True
         whole = lines.rfind(b"\n") + 1
         self.records += [r if self.fields is None else {k: r[k] for k in self.fields if k in r}
-                         for r in _parsed(lines[:whole])]
+                         for r in whole_lines(lines[:whole])]
         self._stamp, self._read = _stamp_of(state), self._read + whole
         return same
 
@@ -91,7 +91,8 @@ def _stamp_of(state: os.stat_result) -> tuple[int, int, int]:
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
-def _parsed(lines: bytes) -> list[dict]:
+def whole_lines(lines: bytes) -> list[dict]:
+    """The objects of JSON lines; a line that a kill or a full disk has cut is left out."""
     records = []
     for line in lines.decode("utf-8", errors="replace").splitlines():
         try:
