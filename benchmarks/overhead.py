@@ -13,8 +13,10 @@ allows. An epoch is its training iterations; validation is the same code in both
     accepted_per_second      slices accepted by the quality control, a second of training
     synthesis_share          computing of the process over that of the training's cores
     host_memory_growth_mb    of both processes, from the second epoch to the last
-    gpu_memory_extra_gb      peak of the plugin's epochs over the stock's, and what the process
-                             holds beside its CUDA context; CUDA only
+    start_delay              seconds by which the first batch is later than the stock's, with an
+                             empty pool
+    gpu_memory_extra_gb      peak of the plugin's epochs over the stock's, and the weights of
+                             inpainter and judge, which both find there; CUDA only
 """
 
 from __future__ import annotations
@@ -80,27 +82,30 @@ def measure(fold: Fold, generator: str, device: torch.device, pairs: int, iterat
     with tempfile.TemporaryDirectory() as results:
         try:
             os.environ["nnUNet_results"] = results       # no training of the user's is touched
-            trainers = {arm: _trainer(arm, fold, generator, device, iterations, budget)
-                        for arm in ARMS}
+            first, *others = (_trainer(arm, fold, generator, device, iterations, budget)
+                              for arm in ("stock", *ARMS))
         finally:
             os.environ["nnUNet_results"] = theirs        # where the judge may be
-        return _in_turn(trainers, generator, device, pairs, iterations)
+        _start(first)                    # what only the first training of a process waits for
+        _end_loaders(first)
+        return _in_turn(dict(zip(ARMS, others)), generator, device, pairs, iterations)
 
 
 def _in_turn(trainers: dict, generator: str, device: torch.device, pairs: int,
              iterations: int) -> dict:
     engine = None
     try:
-        for trainer in trainers.values():
-            trainer.on_train_start()
+        starts = {arm: _start(trainer) for arm, trainer in trainers.items()}
         engine = trainers["plugin"].engine
-        engine.epoch_row()                       # the warm-up's drafts are not the epochs'
+        # the pool is full: no training would have waited for that; its drafts are not the epochs'
+        delay = starts["plugin"] - engine.epoch_row()["seconds_waited"] - starts["stock"]
         seen = {arm: [] for arm in ARMS}
         for pair in range(pairs):
             for arm in ARMS if pair % 2 == 0 else ARMS[::-1]:
                 with engine.asleep() if arm == "stock" else nullcontext():
                     seen[arm].append(_epoch(trainers[arm], device, iterations))
-        return {**seen, "budget": engine.injection.budget, "cores": engine.order.cores,
+        return {**seen, "delay": delay, "budget": engine.injection.budget,
+                "cores": engine.order.cores,
                 "generator": "paint" if generator == "paint" else Path(generator).parent.name,
                 "batch": seen["stock"][0].pop("batch")}
     finally:
@@ -152,6 +157,14 @@ def _epoch(trainer, device: torch.device, iterations: int) -> dict:
             "gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else None}
 
 
+def _start(trainer) -> float:
+    """Begin the training; returns seconds until its first batch was there."""
+    begun = perf_counter()
+    trainer.on_train_start()
+    next(trainer.dataloader_train)
+    return perf_counter() - begun
+
+
 def _end_loaders(trainer) -> None:
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
         if hasattr(loader, "_finish"):
@@ -188,7 +201,8 @@ def rows_of(found: dict, about: dict) -> list[dict]:
           for kind in ("drafted", "accepted")),
         number_row(here["plugin"], "host_memory_growth_mb", sum(
             plugin[-1][k] - plugin[0][k] for k in ("memory_mb", "memory_synthesis_mb")),
-            n=len(plugin), unit="MiB")]
+            n=len(plugin), unit="MiB"),
+        number_row(here["plugin"], "start_delay", found["delay"], n=1, unit="s")]
     if found["stock"][0]["gpu"] is not None:
         peaks = {arm: max(e["gpu"] for e in found[arm][1:]) for arm in ARMS}
         rows.append(number_row(here["plugin"], "gpu_memory_extra_gb",

@@ -24,7 +24,7 @@ def seen(epochs: list[float], steps: list[float], **row) -> list[dict]:
 
 
 def test_rows_pair_the_epochs_and_leave_the_first_out():
-    found = {"stock": seen([99, 10, 20, 10], [1.0] * 99 + [2.0]), "cores": 2,
+    found = {"stock": seen([99, 10, 20, 10], [1.0] * 99 + [2.0]), "cores": 2, "delay": 1.5,
              "plugin": seen([99, 11, 21, 10.5], [1.0] * 98 + [2.0, 9.0])}
     found["plugin"][-1] = found["plugin"][-1] | {
         "row": found["plugin"][-1]["row"] | {"memory_mb": 107}}
@@ -40,6 +40,7 @@ def test_rows_pair_the_epochs_and_leave_the_first_out():
     assert value("plugin", "synthesis_share") == pytest.approx(3 / 42.5 / 2, abs=1e-6)
     assert value("plugin", "accepted_per_second") == pytest.approx(9 / 42.5, abs=1e-6)
     assert value("plugin", "host_memory_growth_mb") == 7
+    assert value("plugin", "start_delay") == 1.5
     assert not any(metric == "gpu_memory_extra_gb" for _, metric in rows)
     assert set(rows["stock", "epoch_p50"]) == set(number_row({**ABOUT, "arm": "x"}, "x", 0.0, n=1))
 

@@ -242,8 +242,11 @@ def test_without_a_generator_the_command_that_fits_one_is_named(fold):
     assert not (output(trainer) / "lgesynth_pool").exists()
 
 
-def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch):
+@pytest.mark.parametrize("served", [False, True])
+def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch, served):
+    """`served`: as on an accelerator, where its networks run between the training's iterations."""
     monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+    monkeypatch.setattr("nnunet_lgesynth.pool.engine.shares_device", lambda device: served)
     judge = Segmenter.load_fold(write_tiny_model(tmp_path / "nnUNet_results"), CPU).hash
     config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
     fit_generator(DATASET, "2d", 0, "nnUNetPlans", config, None, "cpu")
@@ -254,6 +257,8 @@ def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, mon
     assert trainer.engine.generator == made and all(
         r["generator"] == made and r["judge"] == judge
         for r in read_manifest(output(trainer) / "lgesynth_pool"))
+    assert (trainer.engine.server is not None) == served
+    assert not served or rows(trainer)[0]["seconds_process"] > 0 < trainer.engine.server.seconds
 
 
 def test_a_seed_fixes_initial_weights_in_every_arm(fold, monkeypatch):

@@ -15,10 +15,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event, Lock
 from time import monotonic, process_time, sleep
 
 import numpy as np
@@ -29,6 +32,7 @@ from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.generator import load_found
+from nnunet_lgesynth.pool.lanes import Remote
 from nnunet_lgesynth.pool.studio import Studio
 
 __all__ = ["Budget", "Order", "Tally", "work"]
@@ -62,16 +66,15 @@ class Tally:
     drafted: int                 # slices
     accepted: int                # of them with their first draft
     seconds: float               # of computing, since the process began
-    gpu: int                     # bytes that the process holds at most, 0 without a GPU
 
 
 class Budget:
     """Seconds of computing that are left: `share` of those passed on `cores`, and `grace`, which
-    is given once; of the rest no more than MOST_CREDIT is kept."""
+    is given once; of the rest no more than `most` is kept."""
 
     def __init__(self, share: float, cores: int, grace: float, spent=process_time,
-                 clock=monotonic):
-        self.rate = share * cores
+                 clock=monotonic, most: float = MOST_CREDIT):
+        self.rate, self._most = share * cores, most
         self._spent, self._clock = spent, clock
         self._earned, self._last = spent() + grace, clock()
 
@@ -83,60 +86,92 @@ class Budget:
     def left(self) -> float:
         now, spent = self._clock(), self._spent()
         earned, self._last = self.rate * (now - self._last), now
-        room = max(0.0, MOST_CREDIT - (self._earned - spent))
+        room = max(0.0, self._most - (self._earned - spent))
         self._earned += min(earned, room)
         return self._earned - spent
 
 
-def work(order: Order, pipe: Connection, epoch, slept) -> None:
+def work(order: Order, pipe: Connection, epoch, slept, remote: Remote | None = None) -> None:
     """The process: make the studio, then draft within the budget until left alone or ended.
-    `epoch` and `slept` are shared numbers, the training's alone to write."""
+
+    `epoch` and `slept` are shared numbers, the training's alone to write. With `remote` the
+    networks run in the training's process, which keeps to the budget by itself; here several
+    lesions are under way then.
+    """
     _lower_priority()
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches it too; the training decides
     torch.set_num_threads(1)                          # threads would wait for those of the training
+    lock = Lock()
+
+    def tell(what: str, told) -> None:
+        with lock:
+            pipe.send((what, told))
+
     try:
-        budget = Budget(order.injection.budget, order.cores, order.injection.grace)
-        generator, judge = load_found(order.generator, order.fold, torch.device(order.device))
+        share, grace = order.injection.budget, order.injection.grace
+        budget = Budget(share, order.cores, grace)
+        generator, judge = load_found(order.generator, order.fold, torch.device(order.device)) \
+            if remote is None else remote.connect(lambda: _alive(order.parent))
         studio = Studio(order.fold, generator, judge, order.injection, order.pool,
-                        lambda text: pipe.send(("log", text)), order.qc, order.rank)
+                        lambda text: tell("log", text), order.qc, order.rank)
         studio.begin_epoch(epoch.value)
-        pipe.send(("ready", {f"real_{name}": _mean([getattr(r, name) for r in studio.prior.records])
-                             for name in MEASURES}))
-        if _warm_up(studio, order.injection.warm_up, pipe):
-            budget = Budget(order.injection.budget, order.cores, 0.0)
-        pipe.send(("warm", None))
-        _serve(studio, budget, order.parent, pipe, epoch, slept)
+        tell("ready", {f"real_{name}": _mean([getattr(r, name) for r in studio.prior.records])
+                       for name in MEASURES})
+        if _warm_up(studio, order.injection.warm_up, tell):
+            budget = Budget(share, order.cores, 0.0)
+        tell("warm", None)
+        if remote is None:
+            _serve(studio, budget, order.parent, tell, epoch, slept)
+        else:
+            _serve_lanes(studio, len(remote.lanes), order.parent, tell, epoch)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass                                          # the training has ended
     except UserError as error:
         with suppress(OSError):
-            pipe.send(("refused", str(error)))
+            tell("refused", str(error))
     except Exception as error:
         with suppress(OSError):
-            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+            tell("failed", f"{type(error).__name__}: {error}")
         raise
 
 
-def _warm_up(studio: Studio, cases: int, pipe: Connection) -> bool:
+def _warm_up(studio: Studio, cases: int, tell: Callable) -> bool:
     """Draft without a budget until so many scarred cases are there; whether there was need to."""
     begun = studio.kept["scar"] < cases
     for _ in range(DRAFTS_PER_WARM_CASE * cases):
         if studio.kept["scar"] >= cases:
             break
-        _draft(studio, pipe)
+        _draft(studio, tell)
     return begun
 
 
-def _serve(studio: Studio, budget: Budget, parent: int, pipe: Connection, epoch, slept) -> None:
+def _serve(studio: Studio, budget: Budget, parent: int, tell: Callable, epoch, slept) -> None:
     forgotten = 0.0
     while _alive(parent):
         budget.forget(slept.value - forgotten)
         forgotten = slept.value
         studio.begin_epoch(epoch.value)
-        if studio.wanted is not None and budget.left > 0:
-            _draft(studio, pipe)
-        else:
+        if budget.left <= 0 or not _draft(studio, tell):
             sleep(PAUSE)
+
+
+def _serve_lanes(studio: Studio, lanes: int, parent: int, tell: Callable, epoch) -> None:
+    """As many drafts at once as there are lanes, each waits for the training most of the time."""
+    over = Event()
+
+    def draft_on() -> None:
+        while not over.is_set() and _alive(parent):
+            studio.begin_epoch(epoch.value)
+            if not _draft(studio, tell):
+                over.wait(PAUSE)
+
+    with ThreadPoolExecutor(lanes) as threads:
+        drafting = [threads.submit(draft_on) for _ in range(lanes)]
+        try:
+            for one in as_completed(drafting):
+                one.result()
+        finally:
+            over.set()
 
 
 def _alive(parent: int) -> bool:
@@ -145,12 +180,13 @@ def _alive(parent: int) -> bool:
     return os.getppid() == parent and multiprocessing.parent_process().is_alive()
 
 
-def _draft(studio: Studio, pipe: Connection) -> None:
+def _draft(studio: Studio, tell: Callable) -> bool:
+    """Draft once; whether there was anything to draft."""
     sample = studio.draft()
     if sample is not None:
-        gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else 0
-        pipe.send(("drafted", Tally(sample.kind, len(sample.verdicts), sample.passed_first,
-                                    process_time(), gpu)))
+        tell("drafted", Tally(sample.kind, len(sample.verdicts), sample.passed_first,
+                              process_time()))
+    return sample is not None
 
 
 def _lower_priority() -> None:

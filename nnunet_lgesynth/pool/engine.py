@@ -1,7 +1,9 @@
 """Keeps the pool growing while nnU-Net trains, and costs the training's process next to nothing.
 
 The engine starts the process that drafts (`background`), listens to it between two iterations
-without ever waiting, and sums up what an epoch got. Training begins with what the pool holds
+without ever waiting, and sums up what an epoch got. On an accelerator the inpainter and its judge
+stay in the training's process and are taken on by a pass between two iterations (`server`); on a
+CPU, and for the painter, all is done in the other process. Training begins with what the pool holds
 (nothing, unless it goes on after an interruption), so real-only, and the injection probability
 grows with the pool; only a `warm_up` is waited for.
 If that process dies it is started again, a few times; the training goes on with the pool as it is.
@@ -29,9 +31,10 @@ from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.pool.background import Order, Tally, work
-from nnunet_lgesynth.pool.generator import find_generator, hash_of
+from nnunet_lgesynth.pool.generator import find_generator, hash_of, load_found
 from nnunet_lgesynth.pool.injection import FIELDS as READ
 from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
+from nnunet_lgesynth.pool.server import Server
 from nnunet_lgesynth.pool.store import Manifest
 from nnunet_lgesynth.pool.studio import ours
 from nnunet_lgesynth.pool.synthesize import KINDS
@@ -70,8 +73,14 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
                         if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
                   _cores(device), os.getpid())
-    engine = Engine(order, hash_of(found), len(scarred), log if rank == 0 else
-                    lambda text: log(f"rank {rank}: {text}"), epoch)
+
+    def say(text: str) -> None:
+        log(text if rank == 0 else f"rank {rank}: {text}")
+
+    server = None
+    if found is not None and shares_device(device):
+        server = Server(*load_found(found, opened, device), injection.budget, say)
+    engine = Engine(order, hash_of(found), len(scarred), say, epoch, server)
     return engine, InjectedDataset(
         training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
 
@@ -82,6 +91,11 @@ def _drop(folder: Path) -> None:
     if (folder / "manifest.jsonl").exists():
         raise UserError(f"{folder} is an earlier training's pool and cannot be removed; correct "
                         "its permissions, or close what holds its files.")
+
+
+def shares_device(device: torch.device) -> bool:
+    """Whether networks must run in the training's process: an accelerator serves one best."""
+    return device.type != "cpu"
 
 
 def _cores(device: torch.device) -> int:
@@ -99,10 +113,12 @@ class Engine:
     ----------
     generator : hash of the generator; samples of others do not count.
     scarred : number of scarred training cases.
+    server : runs the networks in this process, where they do not run in the other.
     """
 
     def __init__(self, order: Order, generator: str, scarred: int, log: Callable[[str], None],
-                 epoch: int = 0):
+                 epoch: int = 0, server: Server | None = None):
+        self.server = server
         self.order, self.generator, self.scarred, self.log = order, generator, scarred, log
         self.folder, self.injection = order.pool, order.injection
         self._manifest, self._before = Manifest(self.folder, FIELDS), read_usage(self.folder)
@@ -110,7 +126,7 @@ class Engine:
         self._context = multiprocessing.get_context("spawn")
         self._epoch, self._slept = (self._context.RawValue(kind, value)
                                     for kind, value in (("q", epoch), ("d", 0.0)))
-        self._starts, self._spent, self._gpu, self._ramps = 0, 0.0, 0, True
+        self._starts, self._spent, self._ramps = 0, 0.0, True
         self._process = self._pipe = None
         self._forget_counts()
         if not self.counts()["pool_scarred_cases"] and not self.injection.warm_up:
@@ -123,16 +139,19 @@ class Engine:
     def _forget_counts(self) -> None:
         self.drafted, self.accepted = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
         self.seconds, self._since = 0.0, perf_counter()
+        self._served = self.server.seconds if self.server else 0.0
 
     def _start(self) -> None:
         """Start the process; where even that fails, say so and go on without."""
         order = self.order if self._starts == 0 else dataclasses.replace(
             self.order, injection=dataclasses.replace(self.injection, warm_up=0))
         self._starts, self._spent, self._warm = self._starts + 1, 0.0, False
+        if self.server is not None:
+            self.server.clear()
         try:
             self._pipe, theirs = self._context.Pipe(duplex=False)
             self._process = self._context.Process(target=work, daemon=True, args=(
-                order, theirs, self._epoch, self._slept))
+                order, theirs, self._epoch, self._slept, self.server and self.server.remote))
             self._process.start()
             theirs.close()
         except OSError as error:
@@ -142,14 +161,33 @@ class Engine:
         begun = heard = perf_counter()
         self.log(f"Waiting until the pool holds {self.injection.warm_up} scarred cases.")
         while not self._warm and self._pipe is not None:
-            if self.tend():
+            if self.listen():
                 heard = perf_counter()
             elif perf_counter() - heard > SILENCE:
                 self._lose(f"has said nothing for {SILENCE} s")
-            sleep(0.05)
+            if not self._serve(Server.step):
+                sleep(0.05)
+        if self.server is not None:
+            self.server.earn_anew()
         return perf_counter() - begun
 
-    def tend(self) -> bool:
+    def tend(self) -> None:
+        """What there is to do after an iteration: hear the process, and take the networks on by a
+        pass if they run here. Raises the `UserError` of a process that could not begin."""
+        self.listen()
+        self._serve(Server.tend)
+
+    def _serve(self, how: Callable[[Server], bool]) -> bool:
+        """Let the server work, if there is one and somebody to serve; whether it did."""
+        if self.server is None or self._pipe is None:
+            return False
+        try:
+            return how(self.server)
+        except Exception as error:        # of a network, whatever it is: the training goes on
+            self._lose(f"failed ({type(error).__name__}: {error})")
+            return False
+
+    def listen(self) -> bool:
         """Hear what the process has to say, and whether that was anything; never waits. Raises the
         `UserError` of a process that could not begin."""
         heard, alive = False, self._process is not None and self._process.is_alive()
@@ -184,7 +222,7 @@ class Engine:
         self.drafted[tally.kind] += tally.drafted
         self.accepted[tally.kind] += tally.accepted
         self.seconds += tally.seconds - self._spent
-        self._spent, self._gpu = tally.seconds, tally.gpu
+        self._spent = tally.seconds
 
     def _lose(self, how: str) -> None:
         self.close()
@@ -205,8 +243,10 @@ class Engine:
 
     def start_epoch(self, epoch: int) -> None:
         """Tell process and workers which epoch it is, and start the process again if it died."""
-        self.tend()
+        self.listen()
         self._epoch.value = epoch
+        if self.server is not None:
+            self.server.begin_epoch()
         self._tell_epoch()
         if self._pipe is None and self._starts <= RESTARTS:
             self._start()
@@ -220,7 +260,10 @@ class Engine:
         try:
             yield
         finally:
-            self._slept.value += perf_counter() - begun
+            rested = perf_counter() - begun
+            self._slept.value += rested
+            if self.server is not None:
+                self.server.budget.forget(rested)
             process.resume()
 
     def _tell_epoch(self) -> None:
@@ -238,15 +281,18 @@ class Engine:
     def epoch_row(self) -> dict:
         """What was served and drafted since the last call.
 
+        `seconds_synthesis` is what the budget is kept with: computing of the process, or where
+        networks run here, the time that this took from the training.
         `drafted` and `accepted` count first drafts of slices with a scar: healthy wall, which
         passes more easily, would flatter the pass rate and is counted apart.
         """
-        self.tend()
+        self.listen()
         usage, before = read_usage(self.folder), self._before
         self._before = usage
         patches, injected = (max(0, now - then) for now, then in (   # less after a deleted pool
             (usage.patches, before.patches), (usage.injected, before.injected)))
         counts, elapsed = self.counts(), perf_counter() - self._since
+        seconds = self.seconds if self.server is None else self.server.seconds - self._served
         row = {"probability": round(chance(self.injection, counts["pool_scarred_cases"],
                                            self.scarred, self._epoch.value), 4),
                "patches": patches, "injected_patches": injected,
@@ -256,8 +302,9 @@ class Engine:
                "drafted": self.drafted["scar"], "accepted": self.accepted["scar"],
                "drafted_healthy": self.drafted["healthy"],
                "accepted_healthy": self.accepted["healthy"],
-               "seconds_synthesis": round(self.seconds, 3),
-               "synthesis_share": round(self.seconds / elapsed / self.order.cores, 4),
+               "seconds_synthesis": round(seconds, 3),
+               "synthesis_share": round(seconds / elapsed / self.order.cores, 4),
+               "seconds_process": round(self.seconds, 3),
                "seconds_waited": round(self.seconds_waited, 3), **self.memory()}
         self._forget_counts()
         self.seconds_waited = 0.0
@@ -289,7 +336,7 @@ class Engine:
 
     def memory(self) -> dict:
         """Resident memory of the training's and the drafting process in MiB; what PyTorch held on
-        the GPU at most, in both."""
+        the GPU at most, and what of it is the inpainter's and its judge's weights."""
         mine = psutil.Process().memory_info().rss
         try:
             theirs = psutil.Process(self._process.pid).memory_info().rss
@@ -298,7 +345,8 @@ class Engine:
         gpu = torch.cuda.max_memory_allocated() if self.order.device.startswith("cuda") else 0
         return {"memory_mb": mine // MEGABYTE, "memory_synthesis_mb": theirs // MEGABYTE,
                 "memory_gpu_mb": gpu // MEGABYTE,
-                "memory_gpu_synthesis_mb": self._gpu // MEGABYTE}
+                "memory_gpu_synthesis_mb": self.server.bytes // MEGABYTE if gpu and self.server
+                else 0}
 
     @staticmethod
     def describe(row: dict) -> str:

@@ -1,7 +1,8 @@
 """Fills one pool: numbered drafts of scars and healthy wall, of which the accepted ones are kept.
 
 Draft k of a kind comes from (seed, kind, k, rank) alone, and drafting goes on after the last one
-that the pool has kept: an interrupted training draws what it would have drawn.
+that the pool has kept: an interrupted training draws what it would have drawn (but for what was
+under way, where several threads draft).
 The kind that the pool has fewer of is drafted next. A pool that is full is renewed, by at most
 `refresh_cases` an epoch, and the files of cases that are no longer served are removed.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -35,7 +37,10 @@ def ours(records: list[dict], generator: str, fold: Fold) -> dict[str, list[dict
 
 
 class Studio:
-    """The one writer of a pool, with generator and judge; `log` hears what a user should know."""
+    """The one writer of a pool, with generator and judge; `log` hears what a user should know.
+
+    Several threads may `draft` at once, if generator and judge allow it.
+    """
 
     def __init__(self, fold: Fold, generator, judge, injection: InjectionConfig, folder: Path,
                  log: Callable[[str], None], qc: QCConfig | None = None, rank: int = 0):
@@ -45,50 +50,73 @@ class Studio:
         self.pool, self.manifest = Pool(folder, fold), Manifest(folder)
         self.manifest.update()
         self.kept = self._count()
-        self.streams = {kind: self._stream(kind) for kind in kinds_for(self.hearts)}
+        self.numbers = {kind: self._numbers(kind) for kind in kinds_for(self.hearts)}
         self.epoch, self.new = 0, dict.fromkeys(KINDS, 0)           # kept in this epoch
-        self.refused_in_a_row, self._stuck = 0, False
-        if "healthy" not in self.streams:
+        self.under_way = dict.fromkeys(KINDS, 0)                    # drafts that may yet be kept
+        self.refused_in_a_row, self._stuck, self._lock = 0, False, Lock()
+        if "healthy" not in self.numbers:
             log("WARNING: no training case is free of scar, so no healthy wall is repainted and "
                 "being repainted alone tells a scar; add scar-free cases if there are any.")
 
-    def _stream(self, kind: str) -> Iterator[tuple[int, Sample]]:
+    def _numbers(self, kind: str) -> Iterator[int]:
         kept = [r.get("number", -1) for r in self.manifest.records if r["kind"] == kind]
-        for number in count(max(kept, default=-1) + 1):
-            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number, self.rank])
-            yield number, next(synthesize(self.fold, self.generator, self.prior, self.hearts,
-                                          self.judge, self.qc, rng, kinds=[kind]))
+        return count(max(kept, default=-1) + 1)
+
+    def _ours(self) -> dict[str, list[dict]]:
+        return ours(self.manifest.records, self.generator.hash, self.fold)
 
     def _count(self) -> dict[str, int]:
         """Cases of each kind that were ever kept; after the pool was deleted, since then."""
-        records = ours(self.manifest.records, self.generator.hash, self.fold)
-        return {kind: len(records[kind]) for kind in KINDS}
+        return {kind: len(found) for kind, found in self._ours().items()}
 
     def begin_epoch(self, epoch: int) -> None:
         """A full pool may be renewed again."""
-        if epoch != self.epoch:
-            self.epoch, self.new = epoch, dict.fromkeys(KINDS, 0)
+        with self._lock:
+            if epoch != self.epoch:
+                self.epoch, self.new = epoch, dict.fromkeys(KINDS, 0)
 
     @property
     def wanted(self) -> str | None:
-        """The kind to draft next; None while the pool holds all that this epoch may bring."""
-        if not self.manifest.update():
-            self.log(f"WARNING: the pool {self.pool.folder} was deleted or changed by another "
-                     "process; it is filled again.")
-            self.kept = self._count()
-        kind = min(self.streams, key=lambda k: self.kept[k])
-        full = self.kept[kind] >= self.injection.pool_cases
-        return None if full and self.new[kind] >= self.injection.refresh_cases else kind
+        """The kind to draft next; None while the pool holds, or is about to, all that this epoch
+        may bring."""
+        kept, new = ({kind: n[kind] + self.under_way[kind] for kind in KINDS}
+                     for n in (self.kept, self.new))
+        kind = min(self.numbers, key=kept.get)
+        full = kept[kind] >= self.injection.pool_cases
+        return None if full and new[kind] >= self.injection.refresh_cases else kind
 
     def draft(self) -> Sample | None:
         """Draft the kind that is wanted and keep the sample if it was accepted; None where nothing
         is wanted. A full disk loses the sample, not the training."""
-        kind = self.wanted
-        if kind is None:
-            return None
-        number, sample = next(self.streams[kind])
-        if sample.accepted:
-            self._keep(number, sample)
+        with self._lock:
+            self._look()
+            kind = self.wanted
+            if kind is None:
+                return None
+            number = next(self.numbers[kind])
+            self.under_way[kind] += 1
+        try:
+            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number, self.rank])
+            sample = next(synthesize(self.fold, self.generator, self.prior, self.hearts, self.judge,
+                                     self.qc, rng, kinds=[kind]))
+        finally:
+            with self._lock:
+                self.under_way[kind] -= 1
+        with self._lock:
+            if sample.accepted:
+                self._keep(number, sample)
+            self._watch(sample)
+        return sample
+
+    def _look(self) -> None:
+        """See what others did to the pool."""
+        if not self.manifest.update():
+            self.log(f"WARNING: the pool {self.pool.folder} was deleted or changed by another "
+                     "process; it is filled again.")
+            self.kept = self._count()
+
+    def _watch(self, sample: Sample) -> None:
+        """Tell of a generator whose samples are all refused."""
         self.refused_in_a_row = 0 if sample.accepted else self.refused_in_a_row + 1
         if self.refused_in_a_row == PATIENCE:
             self.log(f"WARNING: the quality control has refused {PATIENCE} samples in a row, the "
@@ -96,7 +124,6 @@ class Studio:
                          name for verdict in sample.verdicts.values()
                          for name, check in verdict.checks.items() if not check.passed})) +
                      ". Training goes on with the pool as it is.")
-        return sample
 
     def _keep(self, number: int, sample: Sample) -> None:
         try:
@@ -110,6 +137,7 @@ class Studio:
             return
         self.new[sample.kind] += 1
         self.manifest.update()
-        self.kept = self._count()
-        served = ours(self.manifest.records, self.generator.hash, self.fold)[sample.kind]
-        self.pool.remove([r["identifier"] for r in served[:-self.injection.pool_cases]])
+        served = self._ours()
+        self.kept = {kind: len(found) for kind, found in served.items()}
+        self.pool.remove([r["identifier"]
+                          for r in served[sample.kind][:-self.injection.pool_cases]])

@@ -70,11 +70,16 @@ class Inpainter:
         """One normalised draft (P, P) float32 a condition; sample k depends on k alone."""
         return finish(self.drafting(conditions, seeds))
 
-    def drafting(self, conditions: Sequence[Condition],
-                 seeds: Sequence[int]) -> Generator[None, None, list[np.ndarray]]:
+    def drafting(self, conditions: Sequence[Condition], seeds: Sequence[int],
+                 batch_size: int | None = None) -> Generator[None, None, list[np.ndarray]]:
         """`drafts` in small steps: it pauses after each pass of U-Net and ControlNet, with gradient
         mode and autocast as the caller has them, and returns the drafts in the end."""
-        return _painting(self.networks, self.config, conditions, seeds, half=self.half)
+        return _painting(self.networks, self.config, conditions, seeds, batch_size, self.half)
+
+    @property
+    def batch_size(self) -> int:
+        """So many are drafted at once on its device, by default."""
+        return BATCH[self.networks.device.type == "cpu"]
 
 
 def finish(steps: Generator):
