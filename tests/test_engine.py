@@ -168,6 +168,25 @@ def test_a_restarted_process_that_cannot_begin_costs_no_training(start, log, fol
     assert dataset.injection.warm_up == 2 and engine.counts()["pool_scarred_cases"] >= 2
 
 
+def test_a_network_that_fails_in_the_trainings_process_costs_no_training(start, log):
+    class Broken:
+        remote, seconds = None, 0.0
+
+        def tend(self):
+            raise RuntimeError("cuDNN error")
+
+        def clear(self):
+            pass
+    engine, dataset = start()
+    engine.server = Broken()
+    engine.tend()
+    assert "failed (RuntimeError: cuDNN error)" in log[-1] and "goes on with the pool" in log[-1]
+    assert engine._process is None
+    engine.tend()                                        # nobody to serve now
+    serve(dataset, 4)
+    assert engine.epoch_row()["patches"] == 4
+
+
 def test_an_earlier_pool_that_cannot_be_removed_is_refused(start, alone, fold, tmp_path,
                                                           monkeypatch):
     fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 1)

@@ -2,7 +2,9 @@
 bounds, and loses no training for want of disk or of good samples."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import sleep
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.pool.store import Pool, read_manifest
 from nnunet_lgesynth.pool.studio import PATIENCE, Studio, ours
+from nnunet_lgesynth.pool.synthesize import KINDS
 
 INJECTION = InjectionConfig(pool_cases=4, refresh_cases=2, seed=1)
 
@@ -183,7 +186,7 @@ def test_a_pool_that_is_deleted_under_way_is_filled_again(studio_of, log, refres
     names = {r["identifier"] for r in read_manifest(studio.pool.folder)}
     for path in sorted(studio.pool.folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert studio.wanted is not None and set(studio.kept.values()) == {0}
+    assert studio.draft() is not None and sum(studio.kept.values()) <= 1
     assert len(log) == 1 and "was deleted" in log[0]
     while studio.wanted:
         studio.draft()
@@ -196,3 +199,33 @@ def test_an_unwritable_output_folder_is_refused(studio_of, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         studio_of("file/pool")
+
+
+def test_several_threads_draft_other_numbers_and_keep_the_bounds(studio_of):
+    """As a process does whose networks run elsewhere."""
+    studio = studio_of()
+    with ThreadPoolExecutor(4) as threads:
+        for epoch in range(3):
+            studio.begin_epoch(epoch)
+            waiting = [threads.submit(drain, studio) for _ in range(4)]
+            assert all(one.result() for one in waiting)
+            assert studio.kept == dict.fromkeys(KINDS, 4 + 2 * epoch)
+            assert not any(studio.under_way.values())
+    records = read_manifest(studio.pool.folder)
+    for kind in KINDS:
+        numbers = [r["number"] for r in records if r["kind"] == kind]
+        assert len(set(numbers)) == len(numbers) == 8
+    alone = fill(studio_of("alone", injection=replace(INJECTION, pool_cases=8)), 8)
+    other = {(r["kind"], r["number"]): r["seed"] for r in read_manifest(alone.pool.folder)}
+    shared = [r for r in records if (r["kind"], r["number"]) in other]
+    assert len(shared) > 8 and all(other[r["kind"], r["number"]] == r["seed"] for r in shared)
+
+
+def drain(studio: Studio) -> bool:
+    """Draft until nothing is wanted and nothing is under way that might be refused."""
+    for _ in range(10 ** 4):
+        if studio.draft() is None:
+            if not any(studio.under_way.values()):
+                return True
+            sleep(0.005)
+    return False

@@ -139,7 +139,7 @@ class Engine:
     def _forget_counts(self) -> None:
         self.drafted, self.accepted = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
         self.seconds, self._since = 0.0, perf_counter()
-        self._served = self.server.seconds if self.server else 0.0
+        self._server_before = self.server.seconds if self.server else 0.0
 
     def _start(self) -> None:
         """Start the process; where even that fails, say so and go on without."""
@@ -292,7 +292,7 @@ class Engine:
         patches, injected = (max(0, now - then) for now, then in (   # less after a deleted pool
             (usage.patches, before.patches), (usage.injected, before.injected)))
         counts, elapsed = self.counts(), perf_counter() - self._since
-        seconds = self.seconds if self.server is None else self.server.seconds - self._served
+        seconds = self.seconds if self.server is None else self.server.seconds - self._server_before
         row = {"probability": round(chance(self.injection, counts["pool_scarred_cases"],
                                            self.scarred, self._epoch.value), 4),
                "patches": patches, "injected_patches": injected,

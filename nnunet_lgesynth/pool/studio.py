@@ -95,28 +95,21 @@ class Studio:
                 return None
             number = next(self.numbers[kind])
             self.under_way[kind] += 1
+        rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number, self.rank])
+        sample = None
         try:
-            rng = np.random.default_rng([self.injection.seed, KINDS.index(kind), number, self.rank])
             sample = next(synthesize(self.fold, self.generator, self.prior, self.hearts, self.judge,
                                      self.qc, rng, kinds=[kind]))
         finally:
             with self._lock:
                 self.under_way[kind] -= 1
-        with self._lock:
-            if sample.accepted:
-                self._keep(number, sample)
-            self._watch(sample)
+                if sample is not None:
+                    self._end(number, sample)
         return sample
 
-    def _look(self) -> None:
-        """See what others did to the pool."""
-        if not self.manifest.update():
-            self.log(f"WARNING: the pool {self.pool.folder} was deleted or changed by another "
-                     "process; it is filled again.")
-            self.kept = self._count()
-
-    def _watch(self, sample: Sample) -> None:
-        """Tell of a generator whose samples are all refused."""
+    def _end(self, number: int, sample: Sample) -> None:
+        if sample.accepted:
+            self._keep(number, sample)
         self.refused_in_a_row = 0 if sample.accepted else self.refused_in_a_row + 1
         if self.refused_in_a_row == PATIENCE:
             self.log(f"WARNING: the quality control has refused {PATIENCE} samples in a row, the "
@@ -124,6 +117,13 @@ class Studio:
                          name for verdict in sample.verdicts.values()
                          for name, check in verdict.checks.items() if not check.passed})) +
                      ". Training goes on with the pool as it is.")
+
+    def _look(self) -> None:
+        """See what others did to the pool."""
+        if not self.manifest.update():
+            self.log(f"WARNING: the pool {self.pool.folder} was deleted or changed by another "
+                     "process; it is filled again.")
+            self.kept = self._count()
 
     def _keep(self, number: int, sample: Sample) -> None:
         try:
