@@ -165,7 +165,7 @@ class Engine:
                 heard = perf_counter()
             elif perf_counter() - heard > SILENCE:
                 self._lose(f"has said nothing for {SILENCE} s")
-            if not self._serve(Server.step):
+            if not self._serve(freely=True):
                 sleep(0.05)
         if self.server is not None:
             self.server.earn_anew()
@@ -175,14 +175,15 @@ class Engine:
         """What there is to do after an iteration: hear the process, and take the networks on by a
         pass if they run here. Raises the `UserError` of a process that could not begin."""
         self.listen()
-        self._serve(Server.tend)
+        self._serve()
 
-    def _serve(self, how: Callable[[Server], bool]) -> bool:
-        """Let the server work, if there is one and somebody to serve; whether it did."""
+    def _serve(self, freely: bool = False) -> bool:
+        """Let the server take a pass on, if there is one and somebody to serve, within the budget
+        or `freely`; whether it did."""
         if self.server is None or self._pipe is None:
             return False
         try:
-            return how(self.server)
+            return self.server.step() if freely else self.server.tend()
         except Exception as error:        # of a network, whatever it is: the training goes on
             self._lose(f"failed ({type(error).__name__}: {error})")
             return False
