@@ -28,6 +28,7 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -54,18 +55,24 @@ def main() -> int | None:
     parser.add_argument("--iterations", type=int, default=50, help="in an epoch")
     parser.add_argument("--budget", type=float, default=None,
                         help="share of the time for synthesis (default: the trainers')")
+    parser.add_argument("--serve", action="store_true",
+                        help="run the networks in the training's process on a CPU, too, as on an "
+                             "accelerator")
     parser.add_argument("-o", type=result_file, required=True, help="JSON file of the rows")
     arguments = parser.parse_args()
     if arguments.pairs < 3 or arguments.iterations < 1:
         raise UserError("--pairs must be at least 3 and --iterations 1, not "
                         f"{arguments.pairs} and {arguments.iterations}.")
     fold = testset.open_fold(arguments)
-    found = measure(fold, arguments.generator, torch.device(arguments.device),
-                    arguments.pairs, arguments.iterations, arguments.budget)
+    always = patch("nnunet_lgesynth.pool.engine.shares_device", lambda device: True)
+    with always if arguments.serve else nullcontext():
+        found = measure(fold, arguments.generator, torch.device(arguments.device),
+                        arguments.pairs, arguments.iterations, arguments.budget)
     about = {**testset.about("overhead", fold, arguments.device), "preset": found["generator"],
              "split": f"fold {fold.fold}, {arguments.pairs - 1} pairs of epochs of "
                       f"{arguments.iterations} iterations, batch "
-                      f"{'x'.join(map(str, found['batch']))}, budget {found['budget']}"}
+                      f"{'x'.join(map(str, found['batch']))}, budget {found['budget']}"
+                     + ", networks in the training's process" * found["served"]}
     rows = rows_of(found, about)
     write_json(arguments.o, rows)
     for row in rows:
@@ -104,8 +111,8 @@ def _in_turn(trainers: dict, generator: str, device: torch.device, pairs: int,
             for arm in ARMS if pair % 2 == 0 else ARMS[::-1]:
                 with engine.asleep() if arm == "stock" else nullcontext():
                     seen[arm].append(_epoch(trainers[arm], device, iterations))
-        return {**seen, "delay": delay, "budget": engine.injection.budget,
-                "cores": engine.order.cores,
+        return {**seen, "delay": delay, "served": engine.server is not None,
+                "budget": engine.injection.budget, "cores": engine.order.cores,
                 "generator": "paint" if generator == "paint" else Path(generator).parent.name,
                 "batch": seen["stock"][0].pop("batch")}
     finally:
