@@ -121,12 +121,15 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class QCConfig:
-    """Bounds of the quality control, see `judge.qc`. Dice is on the scar with no-reflow."""
+    """Bounds of the quality control, see `judge.qc`. Dice is on the scar with no-reflow.
+
+    In a 3D training a lesion's slices are judged as one stack, and kept or drafted again together.
+    """
 
     min_dice: float = 0.6           # judge's scar on the sample against the request
     max_source_dice: float = 0.2    # judge's scar on the untouched source against the request
-    max_new_outside: int = 5        # pixels of scar found outside the feather, new to the source
-    max_healthy_pixels: int = 5     # pixels of new scar allowed in a healthy re-inpainting
+    max_new_outside: int = 5        # pixels a slice of scar outside the feather, new to the source
+    max_healthy_pixels: int = 5     # pixels a slice of new scar in a healthy re-inpainting
     min_pixels: int = 6             # smallest requested scar in one slice
     min_contrast_share: float = 0.4  # realised over requested contrast
     max_level_change: float = 0.25  # of a healthy repainting, normalised units

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_lgesynth.config import UserError
@@ -79,20 +79,33 @@ def _read_json(path: Path, remedy: str):
         raise UserError(f"{path} is not readable ({error}); {remedy}") from error
 
 
-def _cases_folder(target: Target) -> Path:
-    """The configuration's preprocessed cases; `UserError` names what is missing on the way."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    base = target.folder("nnUNet_preprocessed")
-    plans = _read_json(base / f"{target.plans}.json", target.preprocess)
+def _read_plans(target: Target) -> dict:
+    """The plans, which have the configuration; `UserError` names what is missing."""
+    plans = _read_json(target.folder("nnUNet_preprocessed") / f"{target.plans}.json",
+                       target.preprocess)
     if target.configuration not in plans["configurations"]:
         raise UserError(f"{target.plans} has no configuration {target.configuration}, only "
                         f"{sorted(plans['configurations'])}; choose one with -c")
+    return plans
+
+
+def _cases_folder(target: Target) -> Path:
+    """The configuration's preprocessed cases; `UserError` names what is wrong on the way."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_lgesynth.dataset.case import refuse_cascade
+
+    plans = _read_plans(target)
+    refuse_cascade(plans, target.configuration)
     configuration = PlansManager(plans).get_configuration(target.configuration)
-    if len(configuration.patch_size) != 2:
-        raise UserError(f"Configuration {target.configuration} is 3D and scars are painted slice "
-                        "by slice so far; choose a 2D one with -c")
-    return base / configuration.data_identifier
+    return target.folder("nnUNet_preprocessed") / configuration.data_identifier
+
+
+def _planar(target: Target) -> Target:
+    """The target whose generator and judge serve this one: the 2D configuration for a 3D one."""
+    from nnunet_lgesynth.dataset.case import planar
+
+    return replace(target, configuration=planar(_read_plans(target), target.configuration))
 
 
 def _plans(target: Target):
@@ -190,14 +203,14 @@ def _judge(target: Target):
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.judge.segmenter import Segmenter, default_reward_folder
 
-    results = target.folder("nnUNet_results").parent
+    results, wanted = target.folder("nnUNet_results").parent, _planar(target)
     try:
-        folder = default_reward_folder(results, target.name, target.plans, target.configuration,
+        folder = default_reward_folder(results, target.name, target.plans, wanted.configuration,
                                        target.fold)
     except UserError:
-        yield ("warning", f"No real-only training of fold {target.fold} is finished, and "
-               "lgesynth fit needs one as judge.",
-               f"nnUNetv2_train {target.name[7:10]} {target.configuration} {target.fold} "
+        yield ("warning", f"No real-only training of {wanted.configuration}, fold {target.fold} is "
+               "finished, and lgesynth fit needs one as judge.",
+               f"nnUNetv2_train {target.name[7:10]} {wanted.configuration} {target.fold} "
                f"-p {target.plans}")
         return
     judge = Segmenter.load_fold(folder, "cpu")       # what is wrong with it is a `UserError`
@@ -212,13 +225,14 @@ def _generator(target: Target):
     from nnunet_lgesynth.generators.fitted import RECORD, generator_folder
     from nnunet_lgesynth.pool.generator import judge_of
 
-    pattern = generator_folder("", target.name, "*", target.plans, target.configuration,
+    wanted = _planar(target)
+    pattern = generator_folder("", target.name, "*", target.plans, wanted.configuration,
                                target.fold)
     results = target.folder("nnUNet_results").parent
     fitted = [p.parent for p in sorted(results.glob(str(pattern / RECORD)))]
     if os.environ.get("LGESYNTH_GENERATOR"):
         fitted = [Path(os.environ["LGESYNTH_GENERATOR"])]
-    refit = f"lgesynth fit {target.flags}"
+    refit = f"lgesynth fit {wanted.flags}"
     if not fitted:
         yield ("warning", f"No generator is fitted for fold {target.fold}; only "
                "nnUNetTrainerLGEPaint injects scars without one.", refit)

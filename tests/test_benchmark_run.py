@@ -157,8 +157,8 @@ def fill_pool(workspace, arm: str) -> None:
 
 def go(workspace, arms=("real", "paint"), **more):
     options = {"preset": "demo", "device": "cpu", "epochs": 2, "iterations": 1, **more}
-    return benchmark(NAME, "2d", list(arms), [0], options.pop("seeds", 1), workspace / "out",
-                     **options)
+    return benchmark(NAME, options.pop("configuration", "2d"), list(arms), [0],
+                     options.pop("seeds", 1), workspace / "out", **options)
 
 
 def words(line: str) -> tuple[dict[str, str], list[str]]:
@@ -197,6 +197,32 @@ def test_the_plan_uses_a_stock_checkpoint_and_adds_the_judge_where_none_is_asked
     (stock / "checkpoint_final.pth").write_bytes(b"")
     lines = go(workspace, ["lgesynth"], plan_only=True)["plan"]
     assert [words(line)[1][3] for line in lines] == ["fit", "train"] and str(stock) in lines[0]
+
+
+def test_3d_arms_are_planned_with_a_2d_judge_and_generator(workspace):
+    base = workspace / "nnUNet_preprocessed" / NAME
+    settings = {**PLANS["configurations"]["2d"], "data_identifier": "nnUNetPlans_3d_fullres",
+                "patch_size": [4, 16, 16], "spacing": [8.0, 1.0, 1.0]}
+    (base / "nnUNetPlans.json").write_text(json.dumps(
+        {**PLANS, "configurations": {**PLANS["configurations"], "3d_fullres": settings}}))
+    shutil.copytree(base / "nnUNetPlans_2d", base / "nnUNetPlans_3d_fullres")
+
+    def planned(*arms):
+        return [words(line) for line in go(workspace, arms, configuration="3d_fullres",
+                                           plan_only=True)["plan"]]
+    jobs = planned("real", "lgesynth")
+    assert [argv[3] for _, argv in jobs] == ["train", "train", "fit", "train"]
+    assert [argv[5] for _, argv in jobs if argv[3] == "train"] == ["3d_fullres", "2d", "3d_fullres"]
+    judge = fold_folder(workspace, "real")                         # the 2D one
+    assert jobs[1][0]["nnUNet_results"] == str(judge.parents[2])
+    assert jobs[2][1][jobs[2][1].index("--reward") + 1] == str(judge)
+    assert jobs[2][1][jobs[2][1].index("-c") + 1] == "2d"
+    generator = generator_folder(workspace / "nnUNet_results", NAME, "demo", "nnUNetPlans", "2d", 0)
+    assert jobs[3][0]["LGESYNTH_GENERATOR"] == str(generator)
+    (base / "nnUNetPlans_2d").rename(base / "moved")
+    assert [argv[5] for _, argv in planned("real", "paint")] == ["3d_fullres"] * 2
+    with pytest.raises(UserError, match=r"nnUNetPlans_2d is missing; run: .* -c 2d"):
+        planned("lgesynth")
 
 
 def test_the_plan_resumes_what_was_interrupted(workspace):

@@ -23,16 +23,19 @@ from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, Roles, write_info
 NAME = "Dataset117_TinyHeart"
 IDENTIFIERS = ("Case.1_N", "Case.2_P", "Case.3_P", "Case.4_N")
 ROLES = Roles(1, 2, 3, 4)
+IN_3D = {"configuration": "3d_fullres", "patch": (4, 32, 32), "spacing": (7.0, 1.4, 1.4)}
 
 
-def preprocess(base, heart, *, regions=False, transpose=(0, 1, 2)):
-    """A raw dataset of four hearts, preprocessed by nnU-Net itself; returns its case folder."""
+def preprocess(base, heart, *, regions=False, transpose=(0, 1, 2), **options):
+    """A raw dataset of four hearts, preprocessed by nnU-Net itself; returns its case folder.
+    `options` are those of `tiny_plans`."""
     raw, preprocessed = base / "raw" / NAME, base / "preprocessed" / NAME
-    plans = tiny_plans(dataset=NAME, spacing=(1.4, 1.4))
+    plans = tiny_plans(**{"dataset": NAME, "spacing": (1.4, 1.4), **options})
+    (configuration, settings), = plans["configurations"].items()
     plans["transpose_forward"] = list(transpose)
     plans["transpose_backward"] = np.argsort(transpose).tolist()
     dataset_json = tiny_dataset_json(regions=regions)
-    folder = preprocessed / plans["configurations"]["2d"]["data_identifier"]
+    folder = preprocessed / settings["data_identifier"]
     folder.mkdir(parents=True)
     for sub in ("imagesTr", "labelsTr"):
         (raw / sub).mkdir(parents=True)
@@ -46,7 +49,7 @@ def preprocess(base, heart, *, regions=False, transpose=(0, 1, 2)):
             sitk.WriteImage(image, str(path))
         DefaultPreprocessor(verbose=False).run_case_save(
             str(folder / name), [str(files[0])], str(files[1]), manager,
-            manager.get_configuration("2d"), dataset_json)
+            manager.get_configuration(configuration), dataset_json)
     write_info(raw, DatasetInfo(ROLES, Frame("apex_to_base", (-1.0, 0.0), (0.0, -1.0))))
     for path, value in (("nnUNetPlans", plans), ("dataset", dataset_json), ("splits_final", [
             {"train": list(IDENTIFIERS[2:]), "val": list(IDENTIFIERS[:2])},
@@ -88,11 +91,12 @@ def test_case_is_what_nnunet_stored(world):
     assert fold.read("Case.2_P").image.any()
 
 
+@pytest.mark.parametrize("options", [{}, IN_3D])
 @pytest.mark.parametrize("regions", [False, True])
-def test_written_case_equals_nnunets_own(world, tmp_path, regions):
+def test_written_case_equals_nnunets_own(world, tmp_path, regions, options):
     """Written anew, a case holds the same arrays, properties and foreground locations."""
-    folder = world.make(regions=regions)
-    fold, pool = Fold.open(117, "2d", 0), tmp_path / "pool"
+    folder = world.make(regions=regions, **options)
+    fold, pool = Fold.open(117, options.get("configuration", "2d"), 0), tmp_path / "pool"
     pool.mkdir()
     files = fold.write(fold.read("Case.2_P"), pool)
     assert sorted(pool.iterdir()) == sorted(files) and len(files) == 3
@@ -189,14 +193,30 @@ def test_unset_environment_is_named(world, monkeypatch):
         Fold.open(NAME, "2d", 0)
 
 
-def test_3d_is_refused_with_a_remedy(world):
-    folder = world.make()
+def test_a_3d_case_is_resampled_between_slices_as_well(world):
+    world.make(**IN_3D)
+    fold = Fold.open(117, "3d_fullres", 0)
+    case = fold.read("Case.2_P")
+    assert fold.volumetric and fold.patch_size == (4, 32, 32) and fold.planar == "2d"
+    assert case.image.shape == (1, 4, 72, 72) and case.spacing == (7.0, 1.4, 1.4)   # 3 x 10 mm
+
+
+def test_a_2d_fold_is_its_own_judges(world):
+    world.make(configuration="2d_fine")
+    fold = Fold.open(117, "2d_fine", 0)
+    assert fold.planar == "2d_fine" and not fold.volumetric
+
+
+def test_cascades_are_refused_with_a_remedy(world):
+    folder = world.make(**IN_3D)
     path = folder.parent / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"].update(patch_size=[3, 32, 32], spacing=[10, 1.4, 1.4])
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres",
+                                                     "previous_stage": "3d_lowres"}
     path.write_text(json.dumps(plans))
-    with pytest.raises(UserError, match=r"3D.*-c 2d"):
-        Fold.open(117, "2d", 0)
+    with pytest.raises(UserError, match=r"'3d_cascade_fullres' is the second stage of a cascade.*"
+                                        r"'3d_lowres'.*use -c 3d_fullres"):
+        Fold.open(117, "3d_cascade_fullres", 0)
 
 
 def test_bad_cases_are_named(world):

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_fold import tiny_case
+from tiny_fold import SPACING, tiny_case
 from tiny_nnunet import tiny_dataset_json, tiny_plans, write_tiny_model
 
 from nnunet_lgesynth import doctor
@@ -24,6 +25,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "Dataset116_Hearts"
 TARGET = Target(NAME, "2d", "nnUNetPlans", 0)
+IN_3D = Target(NAME, "3d_fullres", "nnUNetPlans", 0)
 CASES = ("a", "b", "c", "d")
 
 
@@ -54,8 +56,10 @@ def dataset(tmp_path, monkeypatch):
     monkeypatch.delenv("LGESYNTH_GENERATOR", raising=False)
     described = tiny_dataset_json(regions=True)
     plans = tiny_plans(dataset=NAME)
-    plans["configurations"]["3d_fullres"] = {
-        "data_identifier": "nnUNetPlans_3d", "patch_size": [8, 64, 64], "architecture": {}}
+    plans["configurations"] |= tiny_plans(configuration="3d_fullres", patch=(4, 32, 32),
+                                          spacing=SPACING)["configurations"]
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres",
+                                                     "previous_stage": "3d_lowres"}
     _put(folders["raw"] / "dataset.json", described)
     write_info(folders["raw"], DatasetInfo(Roles(1, 2, 3, no_reflow=4)))
     _put(folders["preprocessed"] / "dataset.json", described)
@@ -196,6 +200,17 @@ def test_healthy_dataset_has_no_fault(dataset):
         only(check_dataset(name), "ok")
 
 
+def test_a_3d_training_needs_the_judge_and_the_generator_of_2d(dataset):
+    shutil.copytree(dataset["preprocessed"] / "nnUNetPlans_2d",
+                    dataset["preprocessed"] / "nnUNetPlans_3d_fullres")
+    for name in DATASET_CHECKS:
+        only(check_dataset(name, IN_3D), "ok")
+    other = replace(IN_3D, fold=1)
+    assert "nnUNetv2_train 116 2d 1" in only(check_dataset("judge", other), "warning").remedy
+    assert "lgesynth fit -d 116 -c 2d -f 1" in only(check_dataset("generator", other),
+                                                    "warning").remedy
+
+
 def test_unknown_dataset_and_fold(dataset):
     assert "99" in only(check("dataset", 99, 0), "error").message
     only(check("dataset", "Hearts", 0), "error")
@@ -223,8 +238,11 @@ def test_labels_need_roles_that_the_dataset_has(dataset):
 def test_plans_configuration_and_cases_must_exist(dataset):
     other = Target(NAME, "2d_tall", "nnUNetPlans", 0)
     assert "2d_tall" in only(check_dataset("plans", other), "error").message
-    assert "3D" in only(check_dataset("plans", Target(NAME, "3d_fullres", "nnUNetPlans", 0)),
-                        "error").message
+    assert "nnUNetPlans_3d_fullres is missing" in only(check_dataset("plans", IN_3D),
+                                                       "error").message
+    found = only(check_dataset("plans", Target(NAME, "3d_cascade_fullres", "nnUNetPlans", 0)),
+                 "error")
+    assert "second stage of a cascade" in found.message and "-c 3d_fullres" in found.remedy
     only(check_dataset("plans", Target(NAME, "2d", "nnUNetResEncUNetMPlans", 0)), "error")
     (dataset["preprocessed"] / "nnUNetPlans_2d").rename(dataset["preprocessed"] / "moved")
     found = only(check_dataset("plans"), "error")

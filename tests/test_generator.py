@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_fold import in_3d
 from tiny_inpaint import tiny_config
 from tiny_nnunet import write_tiny_model
 from tiny_training import enter_nnunet, write_tiny_training
@@ -73,6 +74,28 @@ def test_the_newest_fitted_preset_is_found_and_an_unfinished_one_is_not(fold, tm
     monkeypatch.setenv("LGESYNTH_GENERATOR", str(old))
     with pytest.raises(UserError, match="holds no fitted generator"):
         find_inpainter(fold)
+
+
+def test_a_3d_fold_is_served_by_the_inpainter_and_the_judge_of_2d(fold, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+    stacks = in_3d(fold)
+    (fold.folder.parent / "nnUNetPlans.json").write_text(json.dumps(stacks.plans))
+    with pytest.raises(UserError, match=rf"fitted for {DATASET}, 2d, fold 0; run: {FIT}"):
+        load_generator("lgesynth", stacks, CPU)
+    with pytest.raises(UserError, match=r"'3d_fullres' is 3D.*fit it with -c 2d, 3D trainings use"):
+        fit_generator("116", "3d_fullres", 0, "nnUNetPlans", tiny_config(), None, "cpu")
+    judge_folder = write_tiny_model(tmp_path / "nnUNet_results", seed=1)
+    folder = fit_generator("116", "2d", 0, "nnUNetPlans", tiny_config(reward_steps=0), None, "cpu")
+    assert find_inpainter(stacks) == folder
+    generator, judge = load_generator("lgesynth", stacks, CPU)
+    assert generator.hash == json.loads((folder / "config.json").read_text())["hash"]
+    assert judge.source == judge_folder / "checkpoint_final.pth" and judge.configuration == "2d"
+    stacks.plans["configurations"]["3d_fullres"]["spacing"] = [10.0, 1.5, 1.5]
+    with pytest.raises(UserError, match=r"spacing \[1.37, 1.37\] \(here \[1.5, 1.5\]\)"):
+        load_generator("lgesynth", stacks, CPU)
+    leaky = dataclasses.replace(stacks, train=stacks.train[1:], val=stacks.train[:1])
+    with pytest.raises(UserError, match=r"fitted on 1 validation cases of fold 0 \(first: case_00"):
+        load_generator("lgesynth", leaky, CPU)
 
 
 def test_a_generator_that_saw_validation_cases_is_refused(fold, tmp_path):

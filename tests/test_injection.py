@@ -59,6 +59,9 @@ def inject(pool, probability=1.0, full=2, seed=0, generator=HASH) -> InjectedDat
                            generator, injection)
 
 
+PATCHES = pytest.mark.parametrize("patch", [(32, 32), (3, 32, 32)])
+
+
 def kind_of(dataset, identifier: str) -> str:
     """What a case is answered with."""
     image, labels, previous, _ = dataset.load_case(identifier)
@@ -206,7 +209,8 @@ def test_class_locations_come_with_the_answer(pool):
         assert not len(where) or (labels[:][tuple(where.T)] == value).all()
 
 
-def test_region_keys_reach_the_loader(tmp_path, fold):
+@PATCHES
+def test_region_keys_reach_the_loader(tmp_path, fold, patch):
     regions = replace(fold, dataset_json=tiny_dataset_json(regions=True))
     pool = Pool(tmp_path / "pool", regions)
     for kind in ("scar", "healthy"):
@@ -214,17 +218,38 @@ def test_region_keys_reach_the_loader(tmp_path, fold):
     dataset = inject(pool, full=1)
     locations = dataset.load_case("case_00")[3]["class_locations"]
     assert set(locations) == {(1, 2, 3, 4), (2, 3, 4), (3, 4), 4} and len(locations[3, 4])
-    batches = loader(regions, dataset, foreground=1.0)
+    batches = loader(regions, dataset, patch, foreground=1.0)
     seen = np.concatenate([next(batches)["target"].numpy().ravel() for _ in range(10)])
     assert seen.max() <= 4 and (seen == 3).any()         # labels are values, also with regions
 
 
-def test_a_patch_counts_as_injected_only_if_its_window_touches_the_changed_box(tmp_path, fold):
+@pytest.mark.parametrize("key", [(-1, 0, 1, 2, 3, 4), 3])
+@PATCHES
+def test_an_ignore_label_keeps_patches_to_what_is_annotated(tmp_path, fold, patch, key):
+    labels = {**fold.dataset_json["labels"], "ignore": 5}
+    partly = replace(fold, dataset_json={**fold.dataset_json, "labels": labels})
+    pool = Pool(tmp_path / "pool", partly)
+    case, record = sample("scar", 1)
+    case.labels[:, 3:] = case.labels[:, :, :, :10] = 5
+    pool.add(case, record)
+    dataset = inject(pool, full=1)
+    dataset.identifiers = ["case_00"]
+    locations = dataset.load_case("case_00")[3]["class_locations"]
+    assert (case.labels[tuple(locations[key].T)] < 5).all() and len(locations[key])
+    batches = loader(partly, dataset, patch, foreground=1.0 if key == 3 else 0.0)
+    for _ in range(10):
+        target = next(batches)["target"].numpy()
+        assert ((target >= 0) & (target < 5)).reshape(len(target), -1).any(axis=1).all()
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (2, 16, 16)])
+def test_a_patch_counts_as_injected_only_if_its_window_touches_the_changed_box(tmp_path, fold,
+                                                                               patch):
     pool = Pool(tmp_path / "pool", fold)
     pool.add(*sample("scar", 2))
     dataset = inject(pool, full=1)
     dataset.identifiers = ["case_00"]
-    batches = loader(fold, dataset, patch=(16, 16), batch_size=4)
+    batches = loader(fold, dataset, patch=patch, batch_size=4)
     found, get_bbox = [], batches.get_bbox
     batches.get_bbox = lambda *a, **k: found.append(get_bbox(*a, **k)) or found[-1]
     for _ in range(60):
@@ -238,16 +263,18 @@ def test_a_patch_counts_as_injected_only_if_its_window_touches_the_changed_box(t
     assert usage.unique_cases == usage.unique_slices == 1
 
 
-def test_windows_that_hang_over_the_image_are_padded_and_counted(tmp_path, fold):
+@pytest.mark.parametrize("patch", [(80, 64), (7, 80, 64)])
+def test_windows_that_hang_over_the_image_are_padded_and_counted(tmp_path, fold, patch):
     pool = Pool(tmp_path / "pool", fold)
     pool.add(*sample("scar", 2, box=[0, 48, 0, 48]))
     dataset = inject(pool, full=1)
     dataset.identifiers = ["case_00"]
-    batches = loader(fold, dataset, patch=(80, 64), foreground=1.0)
+    batches = loader(fold, dataset, patch=patch, foreground=1.0)
     shapes = {next(batches)["data"].shape for _ in range(20)}
-    assert shapes == {(2, 1, 80, 64)}
+    assert shapes == {(2, 1, *patch)}
     usage = read_usage(pool.folder)
-    assert 0 < usage.injected < usage.patches == 40
+    assert 0 < usage.injected <= usage.patches == 40
+    assert (usage.injected == 40) == (len(patch) == 3)    # a 3D patch holds every slice
 
 
 def test_real_and_untouched_patches_are_not_counted(pool):

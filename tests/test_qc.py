@@ -186,3 +186,44 @@ def test_a_healthy_repainting_keeps_its_labels_and_the_source_is_never_changed(l
     before = scar.labels.copy()
     accepted_labels(scar, ROLES, replace(CONFIG, label=label))
     assert (scar.labels == before).all()
+
+
+def stack(items: list[Painted]) -> Painted:
+    """Slices as one lesion's stack (n, Y, X)."""
+    names = ("source", "sample", "labels", "request", "weight", "judged_source", "judged_sample")
+    return replace(items[0], **{n: np.stack([getattr(i, n) for i in items]) for n in names})
+
+
+@pytest.mark.parametrize("healthy", [False, True])
+def test_a_stack_of_one_slice_is_judged_as_that_slice(healthy):
+    item = painted(healthy)
+    item = replace(item, judged_sample=marked(item.judged_sample, np.s_[18:], 3, 6))
+    assert examine(stack([item]), ROLES, CONFIG) == examine(item, ROLES, CONFIG)
+    for label in ("intended", "predicted"):
+        config = replace(CONFIG, label=label)
+        assert (accepted_labels(stack([item] * 2), ROLES, config)
+                == accepted_labels(item, ROLES, config)).all()
+
+
+def test_a_stack_is_judged_as_a_whole():
+    item = painted()
+    missed = replace(item, judged_sample=item.labels)
+    assert failed(missed) == {"dice_request"}
+    assert not failed(stack([item, item, missed]))                  # Dice 0.8
+    assert failed(stack([item, missed, missed])) == {"dice_request"}
+    dark = replace(item, sample=item.source)
+    assert failed(dark) == failed(stack([item, dark, dark])) == {"contrast_share"}
+    assert not failed(stack([item, item, dark]))                    # a median
+    outside = replace(item, labels=marked(item.labels, REQUEST, 1, 1))
+    assert failed(stack([item, outside])) == {"outside_wall"}       # never, in any slice
+
+
+def test_the_unwanted_scar_allowed_grows_with_the_slices():
+    clean, far = painted(), np.s_[18:]
+    for count, wrong in ((15, set()), (16, {"new_outside"})):
+        after = marked(clean.judged_sample, far, 3, count)
+        assert failed(stack([clean, replace(clean, judged_sample=after), clean])) == wrong
+    clean = painted(healthy=True)
+    for count, wrong in ((10, set()), (11, {"new_inside"})):
+        after = marked(clean.judged_sample, FEATHER, 3, count)
+        assert failed(stack([replace(clean, judged_sample=after), clean])) == wrong

@@ -192,10 +192,14 @@ def test_every_passed_over_source_is_named():
     assert [part in found.note for part in ("RV label", "landmark", "bright RV")] == [True] * 3
 
 
+@pytest.mark.parametrize("options", [
+    {"spacing": (1.1, 1.7)},
+    {"spacing": (2.6, 1.1, 1.7), "configuration": "3d_fullres", "patch": (8, 32, 32)}])
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1)])
-def test_a_marked_voxel_follows_the_case_through_preprocessing(transpose, tmp_path):
+def test_a_marked_voxel_follows_the_case_through_preprocessing(transpose, options, tmp_path):
     """A bright spot at the voxel, cropped, transposed and resampled by nnU-Net itself."""
-    plans = tiny_plans(spacing=(1.1, 1.7))
+    plans = tiny_plans(**options)
+    (configuration, _), = plans["configurations"].items()
     plans["transpose_forward"] = list(transpose)
     spacing, voxel = (3.0, 1.5, 2.0), (12, 20, 17)
     away = np.stack(np.indices((30, 40, 36))) - np.reshape(voxel, (3, 1, 1, 1))
@@ -204,14 +208,31 @@ def test_a_marked_voxel_follows_the_case_through_preprocessing(transpose, tmp_pa
     manager, properties = PlansManager(plans), {"spacing": list(spacing)}
     data, seg, properties = DefaultPreprocessor(verbose=False).run_case_npy(
         raw[None], np.zeros((1, *raw.shape), np.int16), properties, manager,
-        manager.get_configuration("2d"), tiny_dataset_json())
-    fold = Fold("Dataset116_EMIDECROI", plans, "2d", 0, tmp_path, (), (), tiny_dataset_json(),
-                DatasetInfo(ROLES, landmarks={"case_1": voxel}))
+        manager.get_configuration(configuration), tiny_dataset_json())
+    fold = Fold("Dataset116_EMIDECROI", plans, configuration, 0, tmp_path, (), (),
+                tiny_dataset_json(), DatasetInfo(ROLES, landmarks={"case_1": voxel}))
     case = Case("case_1", data, seg, properties, fold._spacing(properties))
     bright = np.maximum(data[0] - np.median(data[0]) - 1, 0)
     spot = [np.average(axis, weights=bright) for axis in np.indices(bright.shape)]
     assert fold.insertion(case) == pytest.approx(spot, abs=0.5)
     assert fold.insertion(dataclasses.replace(case, identifier="case_2")) is None
+
+
+@pytest.mark.parametrize("spacing, slices", [(13.0, 4), (4.0, 12)])     # of 5 slices every 10 mm
+def test_a_mark_in_an_end_slice_stays_inside_a_stack_of_other_slices(spacing, slices, tmp_path):
+    plans = tiny_plans(spacing=(spacing, 1.4, 1.4), configuration="3d_fullres", patch=(4, 32, 32))
+    case = Case("case_1", np.zeros((1, slices, 40, 40)), None,
+                {"spacing": (10.0, 1.4, 1.4), "bbox_used_for_cropping": [[1, 6], [0, 40], [0, 40]]},
+                (spacing, 1.4, 1.4))
+    found = []
+    for z in range(7):
+        info = DatasetInfo(ROLES, landmarks={"case_1": (z, 10, 20)})
+        fold = Fold("Dataset116_EMIDECROI", plans, "3d_fullres", 0, tmp_path, (), (),
+                    tiny_dataset_json(), info)
+        found.append(fold.insertion(case)[0])
+        assert fold.insertion(case)[1:] == pytest.approx((10, 20))
+    assert (np.diff(found) > 0).all()
+    assert found[0] < 0 and found[1] >= 0 and found[5] <= slices - 1 < found[6]
 
 
 def test_stray_rv_voxels_are_not_the_rv():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from tiny_inpaint import tiny_config
-from tiny_nnunet import write_tiny_model
+from tiny_nnunet import tiny_plans, write_tiny_model
 from tiny_raw import NAME, NORMAL, arrays
 
 from nnunet_lgesynth import cli_samples
@@ -160,6 +160,25 @@ def test_a_judge_sees_the_raw_heart_as_nnunet_would(fold, tmp_path):
     assert np.array_equal(before, after) and before.shape == (2, *raw.lge.shape[1:])
     there = Stored.of(fold, raw.case, raw.case.image)
     assert (before == there.back(expected)).mean() > 0.98
+
+
+def test_a_3d_training_s_samples_are_asked_for_in_raw_slices(fold, tmp_path):
+    """They are judged slice by slice of the file, and kept or refused as whole lesions."""
+    plans = tiny_plans(configuration="3d_fullres", patch=(4, 32, 32), dataset=NAME,
+                       spacing=(6.0, *fold.plans["configurations"]["2d"]["spacing"]))
+    both = {**fold.plans["configurations"], **plans["configurations"]}
+    stacks = replace(fold, plans={**fold.plans, "configurations": both},
+                     configuration="3d_fullres")
+    raw = read_raw_subject(stacks, NORMAL)
+    there, expected = (Stored.of(f, raw.case, raw.case.image) for f in (stacks, fold))
+    assert np.array_equal(there.image, expected.image)
+    judge = Segmenter.load_fold(write_judge(tmp_path, fold), "cpu")
+    prior, _ = prepare(fold, "fitted")
+    for k, given in enumerate((judge, None)):
+        record, = write_samples(stacks, Painter(), given, prior, Asked((8, 9)), [NORMAL], 1, 0,
+                                tmp_path / str(k))
+        assert len({json.dumps(v) for v in record["verdicts"].values()}) == 1
+        assert record["slices_accepted"] == (0 if given else record["slices_asked"])
 
 
 def test_verdicts_are_told_and_a_refused_slice_stays_as_it_was(fold, tmp_path):

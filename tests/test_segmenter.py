@@ -347,6 +347,21 @@ def test_a_matching_training_passes_with_another_patch_size(tmp_path):
     segmenter.check_matches(tiny_plans(), "2d", tiny_dataset_json(), None)
 
 
+def in_3d(**options):
+    return tiny_plans(configuration="3d_fullres", patch=(4, 32, 32), **options), "3d_fullres"
+
+
+def test_a_2d_judge_scores_the_slices_of_a_3d_training_with_like_pixels(tmp_path):
+    segmenter = load(tmp_path)
+    segmenter.check_matches(*in_3d(spacing=(8, 1.37, 1.37)), tiny_dataset_json(), 0)
+    with pytest.raises(UserError) as error:
+        segmenter.check_matches(*in_3d(spacing=(10, 1.37, 1.5)), tiny_dataset_json(), 0)
+    assert "it has spacing [1.37, 1.37] (here [1.37, 1.5]). Train" in str(error.value)
+    assert str(error.value).endswith(": nnUNetv2_train Dataset116_EMIDECROI 2d 0")
+    with pytest.raises(UserError, match="fold 0, which has seen validation cases of fold 1"):
+        segmenter.check_matches(*in_3d(spacing=(10, 1.37, 1.37)), tiny_dataset_json(), 1)
+
+
 def differing(what):
     """(plans, dataset_json) that differ from the tiny model's in one thing, by its name."""
     plans, dataset_json = tiny_plans(), copy.deepcopy(tiny_dataset_json())

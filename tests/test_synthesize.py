@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from tiny_fold import tiny_case, write_tiny_fold
+from tiny_fold import in_3d, tiny_case, write_tiny_fold
 from tiny_inpaint import tiny_config
 
 from nnunet_lgesynth.anatomy.priors import Prior
@@ -28,10 +28,14 @@ SPEC = ScarSpec("sector", 0.26, 1.0, angle=1.0, extent=2.2, slice=2.0, length=6.
                 no_reflow=0.1, contrast=0.9, no_reflow_contrast=0.3)
 
 
+IN_BOTH = pytest.mark.parametrize("fold", ["2d", "3d"], indirect=True)
+
+
 @pytest.fixture
-def fold(tmp_path, monkeypatch):
+def fold(tmp_path, monkeypatch, request):
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
+    fold = write_tiny_fold(tmp_path)
+    return in_3d(fold) if getattr(request, "param", "2d") == "3d" else fold
 
 
 @pytest.fixture
@@ -70,6 +74,7 @@ def inside_feather(heart, mask) -> np.ndarray:
     return np.stack([feather(m > 0, heart.case.spacing[1:], Painter.feather_mm) > 0 for m in mask])
 
 
+@IN_BOTH
 @pytest.mark.parametrize("healthy", [False, True])
 def test_outside_the_feather_image_and_labels_are_bit_identical(fold, heart, healthy):
     mask = paint_mask(heart.anatomy, SPEC)
@@ -87,6 +92,7 @@ def test_outside_the_feather_image_and_labels_are_bit_identical(fold, heart, hea
         assert left <= columns.min() and columns.max() < right
 
 
+@IN_BOTH
 def test_labels_are_the_request_and_contrast_is_there(fold, heart):
     mask = paint_mask(heart.anatomy, SPEC)
     sample = draft(fold, heart)
@@ -148,6 +154,7 @@ def test_what_no_draft_can_mend_is_not_drafted_again(fold, heart):
     assert not any(v.checks["dice_source"].passed for v in sample.verdicts.values())
 
 
+@IN_BOTH
 def test_the_judge_sees_all_slices_before_and_after_around_the_heart(fold, heart):
     judge = SliceJudge(heart, paint_mask(heart.anatomy, SPEC), finds={0, 1, 2, 3, 4})
     sample = draft(fold, heart, judge=judge)
@@ -157,6 +164,7 @@ def test_the_judge_sees_all_slices_before_and_after_around_the_heart(fold, heart
     assert (images[5:, 0].numpy() == sample.case.image[0]).all()
 
 
+@IN_BOTH
 def test_healthy_samples_keep_their_labels_and_say_no_enhancement(fold, heart):
     sample = draft(fold, heart, healthy=True)
     assert sample.kind == "healthy" and sample.accepted
@@ -165,6 +173,7 @@ def test_healthy_samples_keep_their_labels_and_say_no_enhancement(fold, heart):
     assert sample.case.image.tobytes() != heart.case.image.tobytes()
 
 
+@IN_BOTH
 def test_only_the_lge_channel_changes(fold):
     case = tiny_case(1)
     both = replace(case, image=np.concatenate([case.image * 3 + 1, case.image]))
@@ -174,6 +183,7 @@ def test_only_the_lge_channel_changes(fold):
     assert (sample.case.image[1] == draft(fold, Subject.of(fold, case)).case.image[0]).all()
 
 
+@IN_BOTH
 def test_a_sample_follows_from_its_seed(fold, heart):
     assert same(draft(fold, heart, seed=5).case, draft(fold, heart, seed=5).case)
     assert not same(draft(fold, heart, seed=5).case, draft(fold, heart, seed=6).case)
@@ -186,6 +196,7 @@ def test_a_sample_follows_from_its_seed(fold, heart):
     assert (torch.get_rng_state() == state[1]).all()
 
 
+@IN_BOTH
 def test_the_stream_follows_from_its_generator_and_each_sample_from_its_record(fold):
     prior, hearts = prepare(fold, "sector")
     by_name = {h.case.identifier: h for h in hearts}
@@ -203,6 +214,7 @@ def test_the_stream_follows_from_its_generator_and_each_sample_from_its_record(f
         assert same(sample.case, twin.case) and same(sample.case, alone.case)
 
 
+@IN_BOTH
 def test_healthy_repaintings_stand_for_scar_free_patients(fold):
     """A scarred patient's heart, repainted elsewhere, still holds scar: it may not answer for one
     without."""
@@ -226,6 +238,7 @@ def test_without_a_scar_free_heart_only_scars_are_drafted(fold):
     assert {s.kind for s in samples} == {"scar"}
 
 
+@IN_BOTH
 def test_real_scars_are_never_painted_over(fold):
     heart = Subject.of(fold, fold.read("case_00"))
     sample = draft(fold, heart)
@@ -236,6 +249,7 @@ def test_real_scars_are_never_painted_over(fold):
         assert (before[:, 1:3] == after[:, 1:3]).all()
 
 
+@IN_BOTH
 def test_a_lesion_that_leaves_the_crop_is_refused_where_it_does(fold):
     """The label would otherwise change where no scar was painted."""
     heart = Subject.of(fold, tiny_case(1))
@@ -247,6 +261,7 @@ def test_a_lesion_that_leaves_the_crop_is_refused_where_it_does(fold):
     assert all(not v.checks["outside_crop"].passed for v in sample.verdicts.values())
 
 
+@IN_BOTH
 def test_a_request_too_small_for_any_slice_is_no_sample(fold, heart):
     sample = draft(fold, heart, config=QCConfig(min_pixels=10 ** 4))
     assert not sample.accepted and not sample.verdicts and same(sample.case, heart.case)

@@ -17,6 +17,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from PIL import Image
+from tiny_fold import in_3d
 from tiny_inpaint import tiny_config
 from tiny_nnunet import tiny_plans, write_tiny_model
 from tiny_training import enter_nnunet, write_tiny_training
@@ -34,7 +35,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fold(tmp_path, monkeypatch, request):
-    """A tiny fold to train on; with the parameter "regions" its labels are overlapping regions."""
+    """A tiny fold to train on; with "regions" in the parameter its labels are overlapping regions,
+    with "3d" it is of a 3D configuration."""
+    kind = getattr(request, "param", "")
     enter_nnunet(monkeypatch, tmp_path)
     monkeypatch.setenv(VARIABLE, str(trainers_folder()))
     monkeypatch.setenv("LGESYNTH_EPOCHS", "2")
@@ -45,7 +48,11 @@ def fold(tmp_path, monkeypatch, request):
     monkeypatch.setattr(LGESynthTrainer, "injection",
                         InjectionConfig(
         probability=1.0, pool_cases=2, refresh_cases=0, warm_up=2, ratio_cap=1e9))
-    return write_tiny_training(tmp_path, regions=getattr(request, "param", None) == "regions")
+    fold = write_tiny_training(tmp_path, regions="regions" in kind)
+    if "3d" in kind:
+        fold = in_3d(fold, stages=3)
+        (fold.folder.parent / "nnUNetPlans.json").write_text(json.dumps(fold.plans))
+    return fold
 
 
 def trainer_of(fold, name: str, continued=False, fold_number=0, plans="nnUNetPlans"):
@@ -53,7 +60,7 @@ def trainer_of(fold, name: str, continued=False, fold_number=0, plans="nnUNetPla
     base = fold.folder.parent
     told = {**json.loads((base / f"{plans}.json").read_text()), "continue_training": continued}
     trainer = recursive_find_trainer_class_by_name(name)(
-        told, "2d", fold_number, json.loads((base / "dataset.json").read_text()), CPU)
+        told, fold.configuration, fold_number, json.loads((base / "dataset.json").read_text()), CPU)
     maybe_load_checkpoint(trainer, continued, False)
     return trainer
 
@@ -325,7 +332,7 @@ def test_residual_encoder_plans_and_fold_all_train(fold):
     assert type(trainer.network).__name__ == "ResidualEncoderUNet"
 
 
-@pytest.mark.parametrize("fold", ["regions"], indirect=True)
+@pytest.mark.parametrize("fold", ["regions", "3d regions"], indirect=True)
 def test_region_based_training_is_injected(fold):
     trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
     trainer.run_training()
@@ -336,12 +343,39 @@ def test_region_based_training_is_injected(fold):
     assert all(torch.isfinite(w).all() for w in weights(trainer))
 
 
-def test_3d_configurations_are_refused(fold):
-    plans = tiny_plans(configuration="3d_fullres", patch=(4, 32, 32), spacing=(10, 1.37, 1.37))
-    plans["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetPlans_2d"
+@pytest.mark.parametrize("fold", ["3d"], indirect=True)
+def test_a_3d_training_meets_whole_lesions(fold):
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer.run_training()
+    assert trainer.network.state_dict()["encoder.stages.0.0.convs.0.conv.weight"].ndim == 5
+    found = rows(trainer)
+    assert all(r["injected_fraction"] > 0 for r in found) and found[1]["patches"] == 4
+    assert found[0]["accepted"] > 0 and (output(trainer) / "checkpoint_final.pth").is_file()
+    assert all(torch.isfinite(w).all() for w in weights(trainer))
+    pool = output(trainer) / "lgesynth_pool"
+    cases, records = fold.cases_folder(pool / "cases"), read_manifest(pool)
+    assert {r["kind"] for r in records} == {"scar", "healthy"}
+    for record in records:
+        image, labels, _, properties = cases.load_case(record["identifier"])
+        source, kept = fold.read(record["source"]), record["slices"]
+        assert image.shape == (1, 5, 48, 48) and kept == sorted(map(int, record["verdicts"]))
+        touched = np.flatnonzero((image[0] != source.image[0]).any(axis=(1, 2)))
+        assert touched.tolist() == kept and touched.tolist() == sorted(map(int, record["changed"]))
+        relabelled = (labels[0] != source.labels[0]).any(axis=(1, 2))
+        assert np.flatnonzero(relabelled).tolist() == (kept if record["kind"] == "scar" else [])
+        for value, where in properties["class_locations"].items():
+            assert not len(where) or (labels[:][tuple(where.T)] == value).all()
+        assert (len(properties["class_locations"][3]) > 0) == (labels[:] == 3).any()
+
+
+def test_cascades_are_refused(fold):
+    fold = in_3d(fold)
+    plans = {**fold.plans, "continue_training": False}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres",
+                                                     "previous_stage": "3d_lowres"}
     trainer = recursive_find_trainer_class_by_name("nnUNetTrainerLGEPaint")(
-        {**plans, "continue_training": False}, "3d_fullres", 0, fold.dataset_json, CPU)
-    with pytest.raises(UserError, match=r"'3d_fullres' is 3D.*use -c 2d"):
+        plans, "3d_cascade_fullres", 0, fold.dataset_json, CPU)
+    with pytest.raises(UserError, match=r"'3d_cascade_fullres' is the second stage of a cascade"):
         trainer.get_tr_and_val_datasets()
 
 

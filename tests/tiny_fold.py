@@ -6,6 +6,8 @@ on some of their slices. Intensities are already those of nnU-Net (about zero me
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from nnunet_lgesynth.anatomy.heart import describe
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, Roles, write_info
 
-__all__ = ["tiny_case", "write_tiny_fold"]
+__all__ = ["in_3d", "tiny_case", "write_tiny_fold"]
 
 SHAPE = (5, 48, 48)
 SPACING = (10.0, 1.37, 1.37)
@@ -62,3 +64,14 @@ def write_tiny_fold(folder, *, cases: int = 6, fold: int = 0, shape=SHAPE,
         result.write(case, data)
     marker.unlink()
     return result
+
+
+def in_3d(fold: Fold, *, spacing=SPACING, stages: int = 2) -> Fold:
+    """The same cases as those of a 3D configuration beside the 2D one, written to its folder."""
+    plans = tiny_plans(configuration="3d_fullres", patch=(4, 32, 32), spacing=spacing,
+                       stages=stages, channels=len(fold.dataset_json["channel_names"]))
+    folder = fold.folder.parent / plans["configurations"]["3d_fullres"]["data_identifier"]
+    shutil.copytree(fold.folder, folder)
+    both = {**fold.plans["configurations"], **plans["configurations"]}
+    return replace(fold, plans={**fold.plans, "configurations": both},
+                   configuration="3d_fullres", folder=folder)

@@ -30,18 +30,22 @@ def tiny_dataset_json(*, regions: bool = False, channels: int = 1) -> dict:
             "numTraining": 5, "file_ending": ".nii.gz"}
 
 
-def tiny_architecture(kind: str = "plain", stages: int = 2, features: int = 4) -> dict:
-    """A `PlainConvUNet` ("plain") or `ResidualEncoderUNet` ("resenc") with few features."""
+def tiny_architecture(kind: str = "plain", stages: int = 2, features: int = 4,
+                      dimensions: int = 2) -> dict:
+    """A `PlainConvUNet` ("plain") or `ResidualEncoderUNet` ("resenc") with few features; of three
+    dimensions the first is never halved, as between thick slices."""
+    between, flat = [1] * (dimensions - 2), [[1] * dimensions]
     blocks = {"plain": "n_conv_per_stage", "resenc": "n_blocks_per_stage"}[kind]
     name = {"plain": "PlainConvUNet", "resenc": "ResidualEncoderUNet"}[kind]
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
         "arch_kwargs": {
             "n_stages": stages, "features_per_stage": [features * 2 ** i for i in range(stages)],
-            "conv_op": "torch.nn.modules.conv.Conv2d", "kernel_sizes": [[3, 3]] * stages,
-            "strides": [[1, 1]] + [[2, 2]] * (stages - 1), blocks: [1] * stages,
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": [[*between, 3, 3]] * stages,
+            "strides": flat + [[*between, 2, 2]] * (stages - 1), blocks: [1] * stages,
             "n_conv_per_stage_decoder": [1] * (stages - 1), "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None,
             "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
             "nonlin_kwargs": {"inplace": True}},
@@ -52,7 +56,7 @@ def tiny_plans(*, patch=(32, 32), channels: int = 1, architecture: str = "plain"
                stages: int = 2, dataset: str = "Dataset116_EMIDECROI",
                plans_name: str = "nnUNetPlans", configuration: str = "2d",
                spacing=(1.37, 1.37)) -> dict:
-    """plans.json with one configuration."""
+    """plans.json with one configuration; `patch` and `spacing` of three values make it 3D."""
     resampling = {f"resampling_fn_{what}": "resample_data_or_seg_to_shape"
                   for what in ("data", "seg", "probabilities")}
     resampling |= {f"{name}_kwargs": {"is_seg": name.endswith("seg"), "order": 1, "order_z": 0,
@@ -63,9 +67,10 @@ def tiny_plans(*, patch=(32, 32), channels: int = 1, architecture: str = "plain"
         "median_image_size_in_voxels": [96.0, 96.0], "spacing": list(spacing),
         "normalization_schemes": ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels, **resampling,
-        "architecture": tiny_architecture(architecture, stages), "batch_dice": True}
+        "architecture": tiny_architecture(architecture, stages, dimensions=len(patch)),
+        "batch_dice": True}
     return {"dataset_name": dataset, "plans_name": plans_name,
-            "original_median_spacing_after_transp": [10.0, *spacing],
+            "original_median_spacing_after_transp": [10.0, *spacing[-2:]],
             "original_median_shape_after_transp": [8, 96, 96],
             "image_reader_writer": "SimpleITKIO", "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2], "configurations": {configuration: settings},

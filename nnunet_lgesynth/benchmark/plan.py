@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
@@ -52,6 +52,7 @@ class Settings:
     images: Path | None = None      # external test set
     labels: Path | None = None
     warm_up: int | None = None      # scarred cases that an injecting training waits for
+    planar: str = "2d"              # configuration of generators and judges, see `Fold.planar`
 
     def __post_init__(self):
         wrong = [a for a in self.arms if a not in ARMS and not a.startswith("nnUNetTrainer")]
@@ -200,7 +201,7 @@ def injects(trainer: str) -> bool:
 def fold_generator(settings: Settings, fold: int) -> Path:
     """The fold's generator, in the user's own results."""
     return generator_folder(nnunet_path("nnUNet_results"), settings.dataset, settings.preset,
-                            settings.plans, settings.configuration, fold)
+                            settings.plans, settings.planar, fold)
 
 
 def check_trainers(settings: Settings) -> None:
@@ -234,7 +235,7 @@ def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
 
 def _stock_fold(settings: Settings, fold: int) -> Path:
     return (nnunet_path("nnUNet_results") / settings.dataset
-            / f"{STOCK}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+            / f"{STOCK}__{settings.plans}__{settings.planar}" / f"fold_{fold}")
 
 
 def _refuse_lost_judge(settings: Settings, fold: int) -> None:
@@ -250,16 +251,22 @@ def _refuse_lost_judge(settings: Settings, fold: int) -> None:
 
 
 def _fit_jobs(settings: Settings, fold: int, opened: Fold, planned: set[str]) -> list[Job]:
-    """The fit, and before it the real-only training that judges where neither is there yet."""
+    """The fit, and before it the real-only training that judges where neither is there yet. Beside
+    3D arms that one is none of them, so it is not recorded."""
     stock = _stock_fold(settings, fold)
     reward, jobs = stock, []
+    flat = replace(settings, configuration=settings.planar)
+    if flat != settings:
+        Fold.open(settings.dataset, flat.configuration, fold, settings.plans)   # is it there?
     if not (stock / "checkpoint_final.pth").is_file():
-        real = _training(settings, "real", fold, 0)
-        reward, job = real.folder, training_job(settings, real)
+        real = _training(flat, "real", fold, 0)
+        reward, job = real.folder, training_job(flat, real)
+        if flat != settings:
+            job = replace(job, name=f"judge_fold_{fold}", training=None)
         if job.name not in planned and not is_done(real.folder, opened):
             jobs.append(job)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "fit", "-d", settings.dataset, "-c",
-            settings.configuration, "-f", str(fold), "--preset", settings.preset, "--reward",
+            settings.planar, "-f", str(fold), "--preset", settings.preset, "--reward",
             str(reward), "-device", settings.device, *_plans(settings)]
     if fold_generator(settings, fold).is_dir():
         argv.append("--resume")

@@ -76,11 +76,13 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     sentences, number rows, and the paths of the files written.
     """
     opened = {fold: Fold.open(dataset_id, configuration, fold, plans) for fold in folds}
+    first = next(iter(opened.values()), None)
     settings = Settings(
-        next(iter(opened.values())).dataset if opened else str(dataset_id), configuration,
+        first.dataset if first else str(dataset_id), configuration,
         tuple(arms), tuple(folds), seeds, Path(out).resolve(), plans, preset, device, epochs,
         iterations, Path(images).resolve() if images else None,
-        Path(labels).resolve() if labels else None, warm_up)
+        Path(labels).resolve() if labels else None, warm_up,
+        first.planar if first else configuration)
     check_trainers(settings)
     check_generators(settings, opened)
     test = _external(settings, opened)

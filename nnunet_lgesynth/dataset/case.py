@@ -28,8 +28,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
-__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "read_json"]
+__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar", "read_json",
+           "refuse_cascade"]
 
+PLANAR = "2d"                                           # nnU-Net's own name for its slices
 DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
 FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
 
@@ -100,9 +102,7 @@ class Fold:
     def of_training(cls, plans: dict, configuration: str, fold: int | str, dataset_json: dict,
                     folder: Path, train: Sequence[str], val: Sequence[str]) -> Fold:
         """The fold of a running training, from what its trainer holds."""
-        if len(PlansManager(plans).get_configuration(configuration).patch_size) != 2:
-            raise UserError(f"Configuration {configuration!r} is 3D; scars are painted slice by "
-                            "slice so far, use -c 2d.")
+        refuse_cascade(plans, configuration)
         info = _info(plans["dataset_name"], folder.parent)
         check_roles(info, dataset_json, plans["dataset_name"])
         info = replace(info, frame=_stored_frame(info.frame, plans["transpose_forward"]))
@@ -152,10 +152,14 @@ class Fold:
         marked = self.info.landmarks.get(case.identifier)
         if marked is None:
             return None
-        axes = self.plans["transpose_forward"]
-        corner = [low for low, _ in case.properties["bbox_used_for_cropping"]]
-        return tuple((marked[a] - low + 0.5) * case.properties["spacing"][a] / now - 0.5
-                     for a, low, now in zip(axes, corner, case.spacing))
+        axes, box = self.plans["transpose_forward"], case.properties["bbox_used_for_cropping"]
+        place = [(marked[a] - low + 0.5) * case.properties["spacing"][a] / now - 0.5
+                 for a, (low, _), now in zip(axes, box, case.spacing)]
+        (first, end), slices = box[0], case.image.shape[1]
+        if first <= marked[axes[0]] < end:       # by numbers: few slices do not fill the spacing
+            within = (marked[axes[0]] - first + 0.5) * slices / (end - first) - 0.5
+            place[0] = min(max(within, 0.0), slices - 1.0)
+        return tuple(place)
 
     def class_locations(self, labels: np.ndarray) -> dict:
         """nnU-Net's own sample of foreground voxels for these labels (1, Z, Y, X)."""
@@ -175,8 +179,19 @@ class Fold:
         return self.plans["plans_name"]
 
     @property
-    def patch_size(self) -> tuple[int, int]:
+    def patch_size(self) -> tuple[int, ...]:
+        """(rows, columns), or (slices, rows, columns) where the fold is volumetric."""
         return tuple(self._configuration.patch_size)
+
+    @property
+    def volumetric(self) -> bool:
+        """Whether nnU-Net trains on 3D patches, of stacks that are resampled through-plane, too."""
+        return len(self.patch_size) == 3
+
+    @property
+    def planar(self) -> str:
+        """The configuration whose inpainter and judge serve this fold, see `planar`."""
+        return planar(self.plans, self.configuration)
 
     @property
     def _configuration(self):
@@ -188,7 +203,25 @@ class Fold:
 
     def _spacing(self, properties: dict) -> tuple[float, float, float]:
         original = [properties["spacing"][a] for a in self.plans["transpose_forward"]]
-        return (float(original[0]), *(float(s) for s in self._configuration.spacing[-2:]))
+        stored = self._configuration.spacing if self.volumetric else \
+            [original[0], *self._configuration.spacing[-2:]]
+        return tuple(float(s) for s in stored)
+
+
+def planar(plans: dict, configuration: str) -> str:
+    """The configuration whose inpainter and judge, which know slices alone, serve this one: itself,
+    or nnU-Net's 2d for a 3D one."""
+    patch = PlansManager(plans).get_configuration(configuration).patch_size
+    return configuration if len(patch) == 2 else PLANAR
+
+
+def refuse_cascade(plans: dict, configuration: str) -> None:
+    """`UserError` for the second stage of a cascade."""
+    before = PlansManager(plans).get_configuration(configuration).previous_stage_name
+    if before is not None:
+        raise UserError(f"Configuration {configuration!r} is the second stage of a cascade, whose "
+                        f"cases come with a segmentation by {before!r} that a synthetic one does "
+                        "not have; use -c 3d_fullres or -c 2d.")
 
 
 def read_json(path: Path, remedy: str) -> dict:

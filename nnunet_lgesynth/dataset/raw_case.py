@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from skimage.transform import resize
 
@@ -125,12 +125,17 @@ class Stored:
 
     @classmethod
     def of(cls, fold: Fold, case: Case, image: np.ndarray) -> Stored:
-        """Preprocess `image` (C, Z, Y, X), a stack on the grid of `case` in stored axis order."""
+        """Preprocess `image` (C, Z, Y, X), a stack on the grid of `case` in stored axis order. Its
+        slices stay the raw ones, as in 2D, also where a 3D fold's cases have others.
+        """
         plans = PlansManager(fold.plans)
+        settings = plans.get_configuration(fold.configuration)
+        in_plane = ConfigurationManager({**settings.configuration,
+                                         "spacing": settings.spacing[-2:]})
         in_file = image.transpose([0, *(a + 1 for a in plans.transpose_backward)])
         data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
             in_file, None, {"spacing": case.properties["spacing"]}, plans,
-            plans.get_configuration(fold.configuration), fold.dataset_json)
+            in_plane, fold.dataset_json)
         corner = tuple(int(low) for low, _ in properties["bbox_used_for_cropping"])
         return cls(data, corner, properties["shape_after_cropping_and_before_resampling"],
                    image.shape[1:])

@@ -1,4 +1,5 @@
-"""Quality control of one painted slice: named checks with value and bound, and the verdict.
+"""Quality control of a painted slice, or of a lesion's slices as one stack: named checks with value
+and bound, and the verdict.
 
 Checks on a scar: the request is large enough, inside the wall and inside the generator's crop; the
 draft is finite; its contrast went where it was asked; and, with a judge (an nnU-Net segmenter), the
@@ -10,6 +11,7 @@ Checks on a healthy repainting: finite, its level stays, and the judge finds no 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +38,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of one slice; accepted if every one passed."""
+    """All checks of one slice or stack; accepted if every one passed."""
 
     checks: dict[str, Check]
 
@@ -60,7 +62,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Painted:
-    """One slice before and after, (Y, X) each; `judged_*` are the judge's label maps or None."""
+    """One slice before and after, (Y, X) each, or a lesion's slices, (n, Y, X); `judged_*` are the
+    judge's label maps or None."""
 
     source: np.ndarray
     sample: np.ndarray
@@ -81,7 +84,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def examine(painted: Painted, roles: Roles, config: QCConfig) -> Verdict:
-    """Run every check that applies."""
+    """Run every check that applies. In a stack the unwanted scar that is allowed grows with the
+    number of slices; every other bound is on a share, or the same for one slice and for many."""
     request = painted.request > 0
     checks = {
         "pixels": _at_least(request.sum(), config.min_pixels),
@@ -107,10 +111,10 @@ def _judged(painted: Painted, request: np.ndarray, roles: Roles,
     before, after = (np.isin(m, roles.scars)
                      for m in (painted.judged_source, painted.judged_sample))
     inside = painted.weight > 0
-    new = after & ~before
-    checks = {"new_outside": _at_most((new & ~inside).sum(), config.max_new_outside)}
+    new, slices = after & ~before, math.prod(request.shape[:-2])
+    checks = {"new_outside": _at_most((new & ~inside).sum(), config.max_new_outside * slices)}
     if painted.healthy:
-        checks["new_inside"] = _at_most((new & inside).sum(), config.max_healthy_pixels)
+        checks["new_inside"] = _at_most((new & inside).sum(), config.max_healthy_pixels * slices)
     else:
         checks["dice_request"] = _at_least(dice(after & inside, request), config.min_dice)
         checks["dice_source"] = _at_most(dice(before & inside, request), config.max_source_dice)
@@ -118,8 +122,8 @@ def _judged(painted: Painted, request: np.ndarray, roles: Roles,
 
 
 def accepted_labels(painted: Painted, roles: Roles, config: QCConfig) -> np.ndarray:
-    """The slice's labels (Y, X) with the accepted scar: as requested, or as the judge saw it inside
-    the feathered region and the wall. Unchanged for healthy repaintings and outside the region."""
+    """The painted labels with the accepted scar: as requested, or as the judge saw it inside the
+    feathered region and the wall. Unchanged for healthy repaintings and outside the region."""
     labels = painted.labels.copy()
     if painted.healthy:
         return labels

@@ -25,7 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.dataset.case import Fold, planar
 from nnunet_lgesynth.judge.checkpoint import (
     CHECKPOINT,
     build_network,
@@ -182,7 +182,8 @@ class Segmenter:
                       fold: int | str | None, val: Sequence[str] = ()) -> None:
         """Raise one UserError that names every difference that would make the scores meaningless.
 
-        Patch and batch size, architecture and resampling may differ. A checkpoint of another fold,
+        Patch and batch size, architecture and resampling may differ, and so may all that lies
+        between slices: a 2D judge scores those of a 3D training. A checkpoint of another fold,
         or of "all", was trained on validation cases of this `fold`. `fold` "all" holds nothing
         out, so every checkpoint passes; None leaves the fold out (a judge of other patients).
         A checkpoint of the same fold under an earlier split is known by the cases it validated on,
@@ -201,8 +202,8 @@ class Segmenter:
                          f"{len(val)} (first: {seen[0]}) are not among them, so it may have seen "
                          "them")
         if found:
-            command = train_command(plans["dataset_name"], plans["plans_name"], configuration,
-                                     fold if fold is not None else "F")
+            command = train_command(plans["dataset_name"], plans["plans_name"],
+                                    planar(plans, configuration), fold if fold is not None else "F")
             raise UserError(f"{self.source} cannot judge this training; it has "
                             f"{'; '.join(found)}. Train one that fits with: {command}")
 
@@ -280,7 +281,7 @@ def _signature(plans: dict, configuration: str, dataset_json: dict) -> dict:
     return {
         "dataset": plans["dataset_name"],
         "channels": _channel_names(dataset_json),
-        "spacing": [float(v) for v in settings.spacing],
+        "spacing": [float(v) for v in settings.spacing[-2:]],       # in-plane
         "axes order": list(plans["transpose_forward"]),
         "normalization": schemes,
         "CT intensities": (manager.foreground_intensity_properties_per_channel

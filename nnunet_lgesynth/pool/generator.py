@@ -36,7 +36,8 @@ __all__ = ["find_generator", "find_inpainter", "fit_generator", "hash_of", "judg
 def load_generator(name: str, fold: Fold, device: torch.device | str, judged: bool = True):
     """(generator, judge or None) for a fold; raises `UserError` where one must be fitted first.
 
-    Without `judged` the judge is neither needed nor loaded.
+    Without `judged` the judge is neither needed nor loaded. Both know slices alone, so those of a
+    3D fold are of the 2D configuration, `Fold.planar`.
     """
     return load_found(find_generator(name, fold, judged), fold, device, judged)
 
@@ -103,6 +104,9 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     is written; `dry_run` ends there.
     """
     opened = Fold.open(dataset, configuration, fold, plans)
+    if opened.volumetric:
+        raise UserError(f"Configuration {configuration!r} is 3D and the inpainter paints slices; "
+                        f"fit it with -c {opened.planar}, 3D trainings use it, too.")
     results = nnunet_path("nnUNet_results")
     folder = generator_folder(results, opened.dataset, config.preset, plans, configuration, fold)
     target = usable_device(device)
@@ -154,17 +158,17 @@ def find_inpainter(fold: Fold) -> Path:
                             f"run: {remedy}")
         return Path(told)
     pattern = generator_folder(nnunet_path("nnUNet_results"), fold.dataset, "*", fold.plans_name,
-                               fold.configuration, fold.fold)
+                               fold.planar, fold.fold)
     fitted = sorted(pattern.parent.parent.glob(f"{pattern.parent.name}/{pattern.name}/{RECORD}"),
                     key=lambda p: p.stat().st_mtime)
     if not fitted:
-        raise UserError(f"No generator is fitted for {fold.dataset}, {fold.configuration}, fold "
+        raise UserError(f"No generator is fitted for {fold.dataset}, {fold.planar}, fold "
                         f"{fold.fold}; run: {remedy}")
     return fitted[-1].parent
 
 
 def _fit_command(fold: Fold) -> str:
-    return (f"lgesynth fit -d {fold.dataset} -c {fold.configuration} -f {fold.fold} "
+    return (f"lgesynth fit -d {fold.dataset} -c {fold.planar} -f {fold.fold} "
             f"-p {fold.plans_name}")
 
 
@@ -187,7 +191,7 @@ def _judge_folder(config: dict, fold: Fold) -> Path:
     if told and Path(told["checkpoint"]).is_file():
         return Path(told["checkpoint"]).parent
     return default_reward_folder(nnunet_path("nnUNet_results"), fold.dataset, fold.plans_name,
-                                 fold.configuration, fold.fold)
+                                 fold.planar, fold.fold)
 
 
 def refuse_leak(train: Sequence[str], fold: Fold, folder: Path) -> None:

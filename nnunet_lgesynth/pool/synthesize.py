@@ -6,6 +6,10 @@ painted in every slice it touches. Slices that fail the quality control are draf
 sample is accepted if most of its slices pass in the end: if lesions lost slices freely, synthetic
 patients would have smaller scars and more scar-free slices than real ones. Contrast and seed are
 drawn once a lesion.
+
+A 2D training meets each slice alone, so each has its own noise and verdict. A 3D training sees a
+lesion through its slices: all are painted with one noise and judged as one stack, and all are kept
+or drafted again, so that no lesion has a gap.
 """
 
 from __future__ import annotations
@@ -140,32 +144,34 @@ def _draw(prior: Prior, heart: Subject, config: QCConfig, rng: np.random.Generat
 
 def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.ndarray, judge,
                config: QCConfig, seed: int, healthy: bool = False) -> Sample:
-    """Draft one request in every slice it touches, judge each slice, keep the accepted ones.
+    """Draft one request in every slice it touches, judge each group of slices, keep the accepted.
 
-    `mask` is (Z, Y, X) of 0, SCAR, NO_REFLOW; equal arguments give equal samples. A refused slice
+    `mask` is (Z, Y, X) of 0, SCAR, NO_REFLOW; equal arguments give equal samples. A refused group
     is drafted again, up to `config.drafts_per_slice` times, where another draft can help.
     """
-    slices = [int(z) for z in np.flatnonzero((mask > 0).sum(axis=(1, 2)) >= config.min_pixels)]
+    groups = _groups(fold, mask, config)
+    slices = [z for group in groups for z in group]
     request = Request(mask, spec.contrast, spec.no_reflow_contrast, healthy)
     asked = dict(zip(slices, conditions(
         heart.lge, heart.anatomy, heart.intensities, request, slices, pixels=generator.pixels,
         mm=generator.mm, feather_mm=generator.feather_mm)))
     image, labels = heart.case.image.copy(), heart.case.labels.copy()
-    verdicts, changed, passed_first, pending = {}, {}, 0, slices
+    verdicts, changed, passed_first, pending = {}, {}, 0, groups
     for attempt in range(config.drafts_per_slice):
         if not pending:
             break
-        seeds = [int(np.random.SeedSequence([seed, attempt, z]).generate_state(1)[0])
-                 for z in pending]
-        for z, painted, after in _drafts(generator, heart, request, {z: asked[z] for z in pending},
-                                         seeds, judge):
-            verdicts[z] = examine(painted, fold.info.roles, config)
-            if verdicts[z].accepted:
-                image[:, z] = after
-                labels[0, z] = accepted_labels(painted, fold.info.roles, config)
-                changed[z] = _bounds(painted.weight > 0)
+        seeds = [int(np.random.SeedSequence([seed, attempt, group[0]]).generate_state(1)[0])
+                 for group in pending]
+        for group, painted, after in _drafts(generator, heart, request, asked, pending, seeds,
+                                             judge):
+            verdict = examine(painted, fold.info.roles, config)
+            verdicts.update(dict.fromkeys(group, verdict))
+            if verdict.accepted:
+                image[:, group] = after
+                labels[0, group] = accepted_labels(painted, fold.info.roles, config)
+                changed.update({z: _bounds(asked[z].weight > 0) for z in group})
         passed_first = len(changed) if attempt == 0 else passed_first
-        pending = [z for z in pending if verdicts[z].depends_on_draft]
+        pending = [group for group in pending if verdicts[group[0]].depends_on_draft]
     case = dataclasses.replace(heart.case, image=image, labels=labels)
     return Sample(
         "healthy" if healthy else "scar", heart.case.identifier, case, spec,
@@ -175,24 +181,39 @@ def paint_case(fold: Fold, generator, heart: Subject, spec: ScarSpec, mask: np.n
         config_hash(config))
 
 
+def _groups(fold: Fold, mask: np.ndarray, config: QCConfig) -> list[list[int]]:
+    """The slices to paint, those together that share their noise and their verdict: each alone, or
+    all of a lesion in a 3D training, the smallest ones included."""
+    pixels = (mask > 0).sum(axis=(1, 2))
+    if fold.volumetric:
+        return [np.flatnonzero(pixels).tolist()] if (pixels >= config.min_pixels).any() else []
+    return [[z] for z in np.flatnonzero(pixels >= config.min_pixels).tolist()]
+
+
 def judge_hash(judge) -> str | None:
     """What names a judge in a manifest; None without one."""
     return None if judge is None else judge.hash
 
 
 def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condition],
-            seeds: Sequence[int], judge) -> list[tuple[int, Painted, np.ndarray]]:
-    """One draft of each slice: its number, what the quality control sees, and (C, Y, X) after."""
-    slices = list(asked)
-    after = heart.case.image[:, slices].copy()                        # (C, n, Y, X)
-    for k, draft in enumerate(generator.drafts(list(asked.values()), seeds)):
-        after[heart.channel, k] = paste_array(heart.lge[slices[k]], draft, asked[slices[k]])
-    before_judged, after_judged = ([None] * len(slices),) * 2 if judge is None else \
-        heart.judged(judge, slices, after)
-    return [(z, Painted(heart.lge[z], after[heart.channel, k], heart.labels[z], request.mask[z],
-                        asked[z].weight, request.contrast, request.healthy, heart.intensities,
-                        before_judged[k], after_judged[k]), after[:, k])
-            for k, z in enumerate(slices)]
+            groups: Sequence[list[int]], seeds: Sequence[int],
+            judge) -> Iterator[tuple[list[int], Painted, np.ndarray]]:
+    """One draft of each group: its slices, what the quality control sees, and (C, n, Y, X) after.
+    The slices of a group have one seed."""
+    slices = [z for group in groups for z in group]
+    wanted = [asked[z] for z in slices]
+    noise = [seed for group, seed in zip(groups, seeds) for _ in group]
+    after = heart.case.image[:, slices].copy()                        # (C, all n, Y, X)
+    for k, draft in enumerate(generator.drafts(wanted, noise)):
+        after[heart.channel, k] = paste_array(heart.lge[slices[k]], draft, wanted[k])
+    judged = (None, None) if judge is None else heart.judged(judge, slices, after)
+    for group, end in zip(groups, np.cumsum([len(group) for group in groups])):
+        here = slice(end - len(group), end)
+        yield group, Painted(
+            heart.lge[group], after[heart.channel, here], heart.labels[group], request.mask[group],
+            np.stack([asked[z].weight for z in group]), request.contrast, request.healthy,
+            heart.intensities, *(None if maps is None else maps[here] for maps in judged)
+        ), after[:, here]
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
