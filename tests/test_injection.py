@@ -14,7 +14,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_fold import tiny_case, write_tiny_fold
+from tiny_fold import tiny_case
 from tiny_nnunet import tiny_dataset_json
 
 from nnunet_lgesynth.config import InjectionConfig
@@ -34,12 +34,6 @@ def sample(kind: str, z: int, generator: str = HASH, box=None) -> tuple:
     box = box or (SCAR_BOX if kind == "scar" else HEALTHY_BOX)
     return case, {"kind": kind, "source": case.identifier, "slices": [z],
                   "changed": {str(z): box}, "generator": generator}
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
 
 
 @pytest.fixture

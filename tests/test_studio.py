@@ -8,7 +8,6 @@ from time import sleep
 
 import numpy as np
 import pytest
-from tiny_fold import write_tiny_fold
 
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -35,17 +34,6 @@ class Lost(Painter):
 
     def drafts(self, conditions, seeds):
         return [np.full((self.pixels, self.pixels), np.nan, np.float32) for _ in conditions]
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
-
-
-@pytest.fixture
-def log():
-    return []
 
 
 @pytest.fixture

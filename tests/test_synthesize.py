@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from tiny_fold import tiny_case, write_tiny_fold
+from tiny_fold import tiny_case
 from tiny_inpaint import tiny_config
 
 from nnunet_lgesynth.anatomy.priors import Prior
@@ -26,12 +26,6 @@ from nnunet_lgesynth.pool.synthesize import (
 
 SPEC = ScarSpec("sector", 0.26, 1.0, angle=1.0, extent=2.2, slice=2.0, length=6.0,
                 no_reflow=0.1, contrast=0.9, no_reflow_contrast=0.3)
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
 
 
 @pytest.fixture
