@@ -98,7 +98,7 @@ def workspace(tmp_path, monkeypatch):
                         (base / "splits_final.json", [SPLIT])):
         path.write_text(json.dumps(value))
     rng = np.random.default_rng(0)
-    for case in SPLIT["train"]:
+    for case in (*SPLIT["train"], *SPLIT["val"]):
         nnUNetDatasetBlosc2.save_case(
             rng.normal(size=(1, 3, 16, 16)).astype(np.float32), heart(6)[None].astype(np.int8),
             {"spacing": [8.0, 1.0, 1.0], "class_locations": {}}, str(cases / case))
