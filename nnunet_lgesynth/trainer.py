@@ -14,6 +14,8 @@ import dataclasses
 import errno
 import json
 import os
+import signal
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +84,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def run_training(self):
         try:
-            with self._in_one_sentence():
+            with _sigterm_as_exit(), self._in_one_sentence():
                 super().run_training()
         finally:
             self._stop_synthesis()
@@ -188,6 +190,26 @@ class LGESynthTrainer(nnUNetTrainer):
             draw_epochs(_rows(folder / LOG_FILE), folder / FIGURE)
         except OSError as error:
             warnings.warn(f"No {FIGURE} ({error}).", stacklevel=2)
+
+
+@contextmanager
+def _sigterm_as_exit():
+    """Within this SIGTERM (a cluster's time limit, `kill`) ends the training as Ctrl-C would, with
+    all its processes. By default Python would leave nnU-Net's workers behind, waiting for ever."""
+    if threading.current_thread() is not threading.main_thread():    # no other may set a handler
+        yield
+        return
+    training = os.getpid()
+
+    def end(number, _):
+        if os.getpid() != training:      # a forked worker, which has nothing to put in order
+            os._exit(128 + number)
+        raise SystemExit(128 + number)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _drop_rows_from(path: Path, epoch: int) -> None:
