@@ -222,7 +222,7 @@ def _drop_rows_from(path: Path, epoch: int) -> None:
 def _rows(path: Path) -> list[dict]:
     from nnunet_lgesynth.pool.store import whole_lines
 
-    return whole_lines(path.read_bytes())
+    return whole_lines(path.read_bytes(), ("epoch",))
 
 
 def environment_number(name: str, kind: type, minimum: float):

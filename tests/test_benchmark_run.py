@@ -152,7 +152,7 @@ def fill_pool(workspace, arm: str) -> None:
         pool.add(Case("any", source.image + 1, heart(9, 3)[None], source.properties,
                       source.spacing),
                  {"kind": "scar", "source": "t0", "slices": [1], "verdicts": {"1": verdict},
-                  "generator": "abc"})
+                  "changed": {"1": [4, 12, 4, 12]}, "generator": "abc"})
 
 
 def go(workspace, arms=("real", "paint"), **more):
