@@ -139,9 +139,15 @@ def _splits_to_come(target: Target) -> tuple[str, str, str]:
             "regard to scar.", remedy)
 
 
-def _splits(target: Target):
+def _absent(split: dict[str, list[str]], folder: Path) -> list[str]:
+    """The split's cases that are not among the preprocessed ones."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+    known = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    return sorted({*split["train"], *split["val"]} - set(known))
+
+
+def _splits(target: Target):
     split = _split(target)
     if split is None and target.fold == "all":
         yield "ok", "Fold all trains on every case and has no validation of its own."
@@ -156,8 +162,7 @@ def _splits(target: Target):
     folder = _cases_folder(target)
     if not folder.is_dir():
         return                      # `plans` reports that
-    known = infer_dataset_class(str(folder)).get_identifiers(str(folder))
-    absent = sorted({*split["train"], *split["val"]} - set(known))
+    absent = _absent(split, folder)
     if absent:
         yield ("error", f"{len(absent)} cases of fold {target.fold} are not in {folder} (first: "
                f"{absent[0]}).", target.preprocess)
@@ -193,9 +198,12 @@ def _hearts(target: Target):
 
 
 def _can_open(target: Target) -> bool:
-    """Whether the cases and the split are there, so that opening the fold writes nothing."""
-    return (_cases_folder(target).is_dir()
-            and (target.fold == "all" or _split(target) is not None))
+    """Whether cases and split are there, all of them, so that opening the fold writes nothing."""
+    folder = _cases_folder(target)
+    if not folder.is_dir() or target.fold == "all":
+        return folder.is_dir()
+    split = _split(target)
+    return split is not None and not _absent(split, folder)
 
 
 def _judge(target: Target):

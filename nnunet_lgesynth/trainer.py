@@ -1,11 +1,11 @@
 """The base trainer: stock nnU-Net whose training set answers part of its cases from a pool.
 
 Only the narrowest hooks are used: the training set is wrapped, the engine is listened to after each
-iteration, one row an epoch goes to `lgesynth.jsonl`. With `generator = None` nothing is wrapped at
-all. Settings come from class attributes; these environment variables change them for one run, the
-same way in every arm: LGESYNTH_EPOCHS, LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PROBABILITY,
-LGESYNTH_WARM_UP, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from
-its flags.
+iteration, one row an epoch goes to `lgesynth.jsonl` (of further GPUs to `lgesynth_rank1.jsonl`,
+...). With `generator = None` nothing is wrapped at all. Settings come from class attributes; these
+environment variables change them for one run, the same way in every arm: LGESYNTH_EPOCHS,
+LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP, LGESYNTH_GENERATOR (a
+generator's fold folder). `lgesynth train` sets them from its flags.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import dataclasses
 import errno
 import json
 import os
+import signal
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
 
-LOG_FILE, FIGURE = "lgesynth.jsonl", "lgesynth.png"
+LOG_FILE, FIGURE = "lgesynth.jsonl", "lgesynth.png"     # of rank 0
 VALIDATION_SHARE = 5   # stock nnU-Net validates 50 iterations for 250 of training
 
 
@@ -82,7 +84,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def run_training(self):
         try:
-            with self._in_one_sentence():
+            with _sigterm_as_exit(), self._in_one_sentence():
                 super().run_training()
         finally:
             self._stop_synthesis()
@@ -132,8 +134,13 @@ class LGESynthTrainer(nnUNetTrainer):
     def on_train_start(self):
         super().on_train_start()
         self._origin = {"device": machine(self.device.type), "versions": versions()}
-        if self.local_rank == 0:
-            _drop_rows_from(Path(self.output_folder) / LOG_FILE, self.current_epoch)
+        _drop_rows_from(self._rows_file, self.current_epoch)
+
+    @property
+    def _rows_file(self) -> Path:
+        """Each rank writes the rows of its own pool, and no other file's."""
+        name = LOG_FILE.replace(".", f"_rank{self.local_rank}.") if self.local_rank else LOG_FILE
+        return Path(self.output_folder) / name
 
     def on_train_end(self):
         super().on_train_end()           # which writes the last checkpoint
@@ -152,24 +159,28 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def on_epoch_end(self):
         super().on_epoch_end()
-        if self.local_rank != 0:
+        first = self.local_rank == 0
+        if not first and self.engine is None:      # it has nothing of its own to tell
             return
         row = {"epoch": self.current_epoch - 1, "probability": 0.0, "patches": None,
                "injected_patches": 0, "injected_fraction": 0.0, **self._origin}
         if self.engine is not None:
             row.update(self.engine.epoch_row())
-            self.print_to_log_file(self.engine.describe(row))
-        self._tell_loggers(row)
+            if first:
+                self.print_to_log_file(self.engine.describe(row))
+        if first:
+            self._tell_loggers(row)
         stamps = [self.logger.get_value(f"epoch_{e}_timestamps", step=-1) for e in ("start", "end")]
         row.update(seconds_epoch=round(stamps[1] - stamps[0], 3), time=round(time(), 1))
         try:
-            with open(Path(self.output_folder) / LOG_FILE, "a") as file:
+            with open(self._rows_file, "a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             # not into nnU-Net's log, which lies on the same disk
-            warnings.warn(f"No row of {LOG_FILE} for this epoch ({error}).", stacklevel=2)
-        if self.engine is not None and (self.current_epoch % self.save_every == 0
-                                        or self.current_epoch >= self.num_epochs):
+            warnings.warn(f"No row of {self._rows_file.name} for this epoch ({error}).",
+                          stacklevel=2)
+        due = self.current_epoch % self.save_every == 0 or self.current_epoch >= self.num_epochs
+        if self.engine is not None and first and due:
             self._draw()
 
     def _tell_loggers(self, row: dict) -> None:
@@ -190,6 +201,26 @@ class LGESynthTrainer(nnUNetTrainer):
             warnings.warn(f"No {FIGURE} ({error}).", stacklevel=2)
 
 
+@contextmanager
+def _sigterm_as_exit():
+    """Within this SIGTERM (a cluster's time limit, `kill`) ends the training as Ctrl-C would, with
+    all its processes. By default Python would leave nnU-Net's workers behind, waiting for ever."""
+    if threading.current_thread() is not threading.main_thread():    # no other may set a handler
+        yield
+        return
+    training = os.getpid()
+
+    def end(number, _):
+        if os.getpid() != training:      # a forked worker, which has nothing to put in order
+            os._exit(128 + number)
+        raise SystemExit(128 + number)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _drop_rows_from(path: Path, epoch: int) -> None:
     """Forget the epochs that are trained again, after `--c` or from the start, and half rows."""
     if not path.is_file():
@@ -200,7 +231,7 @@ def _drop_rows_from(path: Path, epoch: int) -> None:
 def _rows(path: Path) -> list[dict]:
     from nnunet_lgesynth.pool.store import whole_lines
 
-    return whole_lines(path.read_bytes())
+    return whole_lines(path.read_bytes(), ("epoch",))
 
 
 def environment_number(name: str, kind: type, minimum: float):

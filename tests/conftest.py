@@ -1,4 +1,4 @@
-"""Shared fixtures: an analytic heart, made in memory."""
+"""Shared fixtures: an analytic heart made in memory, and small folds on disk."""
 
 from __future__ import annotations
 
@@ -65,6 +65,21 @@ def heart():
         noise = np.random.default_rng(seed).normal(0, 0.03, labels.shape)
         return Heart((LEVELS[labels] + noise).astype(np.float32), labels, spacing)
     return make
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch):
+    """A small preprocessed fold, see `tiny_fold`; several files have another one of their own."""
+    from tiny_fold import write_tiny_fold
+
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    return write_tiny_fold(tmp_path)
+
+
+@pytest.fixture
+def log():
+    """What a user was told: hand its `append` on."""
+    return []
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def workspace(tmp_path, monkeypatch):
                         (base / "splits_final.json", [SPLIT])):
         path.write_text(json.dumps(value))
     rng = np.random.default_rng(0)
-    for case in SPLIT["train"]:
+    for case in (*SPLIT["train"], *SPLIT["val"]):
         nnUNetDatasetBlosc2.save_case(
             rng.normal(size=(1, 3, 16, 16)).astype(np.float32), heart(6)[None].astype(np.int8),
             {"spacing": [8.0, 1.0, 1.0], "class_locations": {}}, str(cases / case))
@@ -152,7 +152,7 @@ def fill_pool(workspace, arm: str) -> None:
         pool.add(Case("any", source.image + 1, heart(9, 3)[None], source.properties,
                       source.spacing),
                  {"kind": "scar", "source": "t0", "slices": [1], "verdicts": {"1": verdict},
-                  "generator": "abc"})
+                  "changed": {"1": [4, 12, 4, 12]}, "generator": "abc"})
 
 
 def go(workspace, arms=("real", "paint"), **more):

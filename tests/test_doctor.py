@@ -68,7 +68,7 @@ def dataset(tmp_path, monkeypatch):
          [{"train": ["a", "b", "c"], "val": ["d"]}, {"train": ["b", "c", "d"], "val": ["a"]}])
     cases = folders["preprocessed"] / "nnUNetPlans_2d"
     _put(cases / "format.b2nd", "")                 # tells nnU-Net the folder's format
-    fold = Fold.of_training(plans, "2d", 0, described, cases, CASES[:3], CASES[3:])
+    fold = Fold.of_training(plans, "2d", 0, described, cases, [], [])
     for number, case in enumerate(CASES):           # a and c are scarred
         fold.write(replace(tiny_case(number), identifier=case), cases)
     (cases / "format.b2nd").unlink()

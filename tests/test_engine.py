@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_fold import write_tiny_fold
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -28,17 +27,6 @@ INJECTION = InjectionConfig(probability=0.8, pool_cases=4, refresh_cases=2, budg
                             ratio_cap=100)
 CPU = torch.device("cpu")
 PATIENCE = 120           # seconds; the process imports torch first, and machines may be busy
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
-
-
-@pytest.fixture
-def log():
-    return []
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_fold import tiny_case, write_tiny_fold
+from tiny_fold import tiny_case
 from tiny_nnunet import tiny_dataset_json
 
 from nnunet_lgesynth.config import InjectionConfig
@@ -34,12 +34,6 @@ def sample(kind: str, z: int, generator: str = HASH, box=None) -> tuple:
     box = box or (SCAR_BOX if kind == "scar" else HEALTHY_BOX)
     return case, {"kind": kind, "source": case.identifier, "slices": [z],
                   "changed": {str(z): box}, "generator": generator}
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
 
 
 @pytest.fixture
@@ -198,6 +192,37 @@ def test_a_missing_file_means_another_sample_and_then_the_real_case(pool, monkey
     assert kind_of(dataset, "case_00") == "real"
     (pool.cases / f"{scars[1]}.pkl").write_bytes(b"")
     assert kind_of(dataset, "case_00") == "real"
+
+
+@pytest.mark.parametrize("which, ending", enumerate((".b2nd", "_seg.b2nd")))
+def test_a_file_that_opens_but_is_damaged_inside_is_not_served(tmp_path, fold, which, ending):
+    """As a disk error leaves it; nnU-Net would read it in the middle of a batch."""
+    pool, rng = Pool(tmp_path / "pool", fold), np.random.default_rng(0)
+    case, record = sample("scar", 1)
+    noise = rng.normal(size=case.image.shape).astype(np.float32)     # or nearly nothing is stored
+    labels = rng.integers(0, 5, case.labels.shape).astype(np.int16)
+    name = pool.add(replace(case, image=noise, labels=labels), record)
+    assert np.array_equal(inject(pool, full=1).load_case("case_00")[1][:], labels)
+    path = pool.cases / (name + ending)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:400] + bytes(len(whole) - 1200) + whole[-800:])
+    opened = fold.cases_folder(pool.cases).load_case(name)[which]
+    with pytest.raises(RuntimeError):
+        opened[:]
+    batches = loader(fold, inject(pool, full=1), foreground=0.0)
+    for _ in range(20):
+        next(batches)
+    assert read_usage(pool.folder).injected == 0
+
+
+def test_a_sample_of_values_that_are_no_numbers_is_not_served(tmp_path, fold):
+    pool = Pool(tmp_path / "pool", fold)
+    case, record = sample("scar", 1)
+    name = pool.add(case, record)
+    case.image[0, 2, 3, 4] = np.nan
+    for path in fold.write(replace(case, identifier=name), tmp_path):
+        path.replace(pool.cases / path.name)
+    assert kind_of(inject(pool, full=1), "case_00") == "real"
 
 
 def test_class_locations_come_with_the_answer(pool):

@@ -1,5 +1,7 @@
 """Laws of sampling: one seed a sample, the known stays known, nothing changes outside the mask."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from scipy import ndimage
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.generators.condition import control_map, paste_array
+from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.generators.inpaint import sample
 from nnunet_lgesynth.generators.inpaint.batch import collate, latent_shape
 from nnunet_lgesynth.generators.inpaint.data import as_healthy
@@ -139,6 +142,25 @@ def test_an_unfitted_inpainter_names_the_command(tmp_path):
     folder = tmp_path / "Dataset116_X" / "LGESynth_roi-cpu__nnUNetPlans__2d" / "fold_3"
     with pytest.raises(UserError, match="lgesynth fit -d 116 -c 2d -f 3 --preset roi-cpu"):
         Inpainter.load(folder, "cpu")
+
+
+def test_a_damaged_file_of_a_fitted_inpainter_is_told_with_the_command_that_mends_it(
+        inpainter, slices, tmp_path):
+    folder = generator_folder(tmp_path, "Dataset116_X", "tiny", "nnUNetPlans", "2d", 0)
+    inpainter.networks.save(folder)
+    write_json(folder / "prior.json", slices.prior.as_dict())
+    write_json(folder / "config.json", {"config": dataclasses.asdict(slices.config), "hash": "0"})
+    assert Inpainter.load(folder, "cpu").hash == "0"
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert {p.parent.name for p in files} == {"fold_0", "vae", "unet", "controlnet", "scheduler",
+                                              "text_encoder"}
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:len(whole) // 2])
+        with pytest.raises(UserError, match=r"(?s)(damaged|not readable) \(.*delete .* and "
+                                            "run: lgesynth fit -d 116"):
+            Inpainter.load(folder, "cpu")
+        path.write_bytes(whole)
 
 
 def test_captions_are_told_as_the_config_says(slices):

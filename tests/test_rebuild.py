@@ -6,7 +6,6 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
@@ -37,12 +36,6 @@ class Whim:
                 Whim.refused += 1
                 one[:8] = 3
         return torch.from_numpy(np.concatenate([np.ones_like(found), found]))
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
 
 
 def inpainter(fold) -> Inpainter:

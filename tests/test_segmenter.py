@@ -285,6 +285,18 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
         Segmenter.load_fold(fold, "cpu")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_judge_is_refused(tmp_path, value):
+    """It would find no scar anywhere, and so pass every healthy repainting."""
+    path = write_tiny_model(tmp_path) / "checkpoint_final.pth"
+    state = torch.load(path, weights_only=False)
+    name = list(state["network_weights"])[-1]
+    state["network_weights"][name][0] = value
+    torch.save(state, path)
+    with pytest.raises(UserError, match=rf"has diverged: 1 of its weights.*{name}.*train it with"):
+        Segmenter.load_fold(path.parent, "cpu")
+
+
 class Trap:
     """Unpickling it would write a file."""
 

@@ -56,8 +56,8 @@ def test_a_sample_comes_back_as_it_was_given(pool):
 
 def test_a_manifest_is_read_on_and_not_again(pool, monkeypatch):
     manifest, parsed = store.Manifest(pool.folder), []
-    monkeypatch.setattr(store, "whole_lines", lambda lines, parse=store.whole_lines:
-                        parsed.append(lines.count(b"\n")) or parse(lines))
+    monkeypatch.setattr(store, "whole_lines", lambda lines, keys, parse=store.whole_lines:
+                        parsed.append(lines.count(b"\n")) or parse(lines, keys))
     assert manifest.update() and manifest.records == []          # there is none yet
     for k in range(3):
         pool.add(tiny_case(0), RECORD)
@@ -175,6 +175,18 @@ def test_half_lines_are_passed_over_by_readers_and_cut_by_the_next_writer(pool, 
         assert pool.manifest.read_bytes() == whole
     pool.manifest.write_bytes(whole + b"\0\xff{")
     assert len(read_manifest(pool.folder)) == 1
+
+
+@pytest.mark.parametrize("line", ["", "null", "17", "[]", "{}", '"scar_000001"', '{"kind": "scar"}',
+                                  json.dumps({"identifier": "scar_000001", **RECORD})[:-9] + "}"])
+def test_a_damaged_line_among_others_is_passed_over(pool, fold, line):
+    lines = [pool.add(tiny_case(0), RECORD) for _ in range(2)] and pool.manifest.read_text()
+    first, second = lines.splitlines(keepends=True)
+    pool.manifest.write_text(f"{first}{line}\n{second}")
+    expected = [json.loads(first), json.loads(second)]
+    assert read_manifest(pool.folder) == expected
+    assert Pool(pool.folder, fold).add(tiny_case(1), RECORD) == "scar_000002"
+    assert read_manifest(pool.folder)[:2] == expected and len(readable(pool)) == 3
 
 
 def test_reopening_clears_unfinished_cases_but_not_the_readers_counters(pool, fold):

@@ -2,13 +2,13 @@
 bounds, and loses no training for want of disk or of good samples."""
 
 import errno
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import sleep
 
 import numpy as np
 import pytest
-from tiny_fold import write_tiny_fold
 
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -35,17 +35,6 @@ class Lost(Painter):
 
     def drafts(self, conditions, seeds):
         return [np.full((self.pixels, self.pixels), np.nan, np.float32) for _ in conditions]
-
-
-@pytest.fixture
-def fold(tmp_path, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    return write_tiny_fold(tmp_path)
-
-
-@pytest.fixture
-def log():
-    return []
 
 
 @pytest.fixture
@@ -193,6 +182,41 @@ def test_a_pool_that_is_deleted_under_way_is_filled_again(studio_of, log, refres
     assert studio.kept == {"scar": 4, "healthy": 4} and len(log) == 1
     anew = {r["identifier"] for r in read_manifest(studio.pool.folder)}
     assert not names & anew                                      # readers map files by their names
+
+
+def test_a_pool_that_is_deleted_while_a_sample_is_drafted_is_told_of_and_gets_it(studio_of, log):
+    class Deleting(Painter):
+        def drafts(self, conditions, seeds):
+            shutil.rmtree(studio.pool.folder, ignore_errors=True)
+            return super().drafts(conditions, seeds)
+    studio = fill(studio_of(), 2)
+    studio.generator = Deleting()
+    while not studio.draft().accepted:
+        pass
+    assert len(read_manifest(studio.pool.folder)) == sum(studio.kept.values()) == 1
+    assert len(log) == 1 and "was deleted" in log[0]
+
+
+@pytest.mark.parametrize("bytes_left", [0, 4096, 20_000])
+def test_a_write_that_fails_halfway_leaves_the_pool_as_it_was(studio_of, log, bytes_left):
+    """Of image or labels, by blosc2 itself: as on a full disk, here by a limit on all files."""
+    resource = pytest.importorskip("resource")
+    studio = fill(studio_of(), 2)
+    served = read_manifest(studio.pool.folder)
+    files = sorted(studio.pool.cases.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, limits[1]))
+    try:
+        while not studio.draft().accepted:
+            pass
+        studio.draft()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(log) == 1 and "cannot grow" in log[0] and "goes on" in log[0]
+    assert read_manifest(studio.pool.folder) == served
+    assert sorted(studio.pool.cases.iterdir()) == files and not list(studio.pool.partial.iterdir())
+    fill(studio, 3)
+    assert len(log) == 1
 
 
 def test_an_unwritable_output_folder_is_refused(studio_of, tmp_path):

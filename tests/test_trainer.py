@@ -13,14 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
+from nnunetv2.run.run_training import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from PIL import Image
 from tiny_fold import in_3d
 from tiny_inpaint import tiny_config
 from tiny_nnunet import tiny_plans, write_tiny_model
-from tiny_training import enter_nnunet, write_tiny_training
+from tiny_training import (
+    CPU,
+    enter_nnunet,
+    output,
+    rows,
+    shorten_trainings,
+    trainer_of,
+    write_tiny_training,
+)
 
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.discovery import VARIABLE, list_trainers, trainers_folder
@@ -30,7 +38,6 @@ from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.trainer import LGESynthTrainer
 
 DATASET = "Dataset116_EMIDECROI"
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -39,38 +46,12 @@ def fold(tmp_path, monkeypatch, request):
     with "3d" it is of a 3D configuration."""
     kind = getattr(request, "param", "")
     enter_nnunet(monkeypatch, tmp_path)
-    monkeypatch.setenv(VARIABLE, str(trainers_folder()))
-    monkeypatch.setenv("LGESYNTH_EPOCHS", "2")
-    monkeypatch.setenv("LGESYNTH_ITERATIONS", "2")
-    monkeypatch.setenv("LGESYNTH_SEED", "0")
-    monkeypatch.setattr(stock.nnUNetTrainer, "plot_network_architecture", lambda _: None)
-    monkeypatch.setattr(stock.MetaLogger, "plot_progress_png", lambda *_: None)   # seconds each
-    monkeypatch.setattr(LGESynthTrainer, "injection",
-                        InjectionConfig(
-        probability=1.0, pool_cases=2, refresh_cases=0, warm_up=2, ratio_cap=1e9))
+    shorten_trainings(monkeypatch)
     fold = write_tiny_training(tmp_path, regions="regions" in kind)
     if "3d" in kind:
         fold = in_3d(fold, stages=3)
         (fold.folder.parent / "nnUNetPlans.json").write_text(json.dumps(fold.plans))
     return fold
-
-
-def trainer_of(fold, name: str, continued=False, fold_number=0, plans="nnUNetPlans"):
-    """A trainer as `nnUNetv2_train` makes it."""
-    base = fold.folder.parent
-    told = {**json.loads((base / f"{plans}.json").read_text()), "continue_training": continued}
-    trainer = recursive_find_trainer_class_by_name(name)(
-        told, fold.configuration, fold_number, json.loads((base / "dataset.json").read_text()), CPU)
-    maybe_load_checkpoint(trainer, continued, False)
-    return trainer
-
-
-def output(trainer) -> Path:
-    return Path(trainer.output_folder)
-
-
-def rows(trainer) -> list[dict]:
-    return [json.loads(r) for r in (output(trainer) / "lgesynth.jsonl").read_text().splitlines()]
 
 
 def text_log(trainer) -> str:

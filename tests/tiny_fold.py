@@ -57,7 +57,8 @@ def write_tiny_fold(folder, *, cases: int = 6, fold: int = 0, shape=SHAPE,
     names = [f"case_{i:02d}" for i in range(cases)]
     marker = data / "format.b2nd"          # tells nnU-Net the folder's format before any case does
     marker.touch()
-    result = Fold.of_training(plans, "2d", fold, dataset_json, data, names[:-2], names[-2:])
+    result = replace(Fold.of_training(plans, "2d", fold, dataset_json, data, [], []),
+                     train=tuple(names[:-2]), val=tuple(names[-2:]))
     for number in range(cases):
         case = tiny_case(number, shape=shape)
         assert describe(case.labels[0], roles, SPACING).rings.all()

@@ -101,11 +101,17 @@ class Fold:
     @classmethod
     def of_training(cls, plans: dict, configuration: str, fold: int | str, dataset_json: dict,
                     folder: Path, train: Sequence[str], val: Sequence[str]) -> Fold:
-        """The fold of a running training, from what its trainer holds."""
+        """The fold of a running training, from what its trainer holds; `UserError` where cases of
+        the split are not there any more."""
         refuse_cascade(plans, configuration)
         info = _info(plans["dataset_name"], folder.parent)
         check_roles(info, dataset_json, plans["dataset_name"])
         info = replace(info, frame=_stored_frame(info.frame, plans["transpose_forward"]))
+        absent = sorted({*train, *val} - set(_identifiers(Path(folder))))
+        if absent:
+            raise UserError(f"{plans['dataset_name']} fold {fold}: {len(absent)} of its cases are "
+                            f"not in {folder} (first: {absent[0]}); preprocess the dataset again, "
+                            f"or take them out of {Path(folder).parent / 'splits_final.json'}.")
         return cls(plans["dataset_name"], plans, configuration, fold, Path(folder),
                    tuple(sorted(train)), tuple(sorted(val)), dataset_json, info)
 
@@ -264,8 +270,12 @@ def _stored_frame(frame: Frame, transpose: Sequence[int]) -> Frame:
     return Frame()                     # slices lie along another axis than the frame describes
 
 
+def _identifiers(folder: Path) -> list[str]:
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
 def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[str]]:
-    identifiers = sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    identifiers = _identifiers(folder)
     if fold == "all":
         return identifiers, identifiers
     path = base / "splits_final.json"

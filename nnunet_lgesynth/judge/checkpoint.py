@@ -170,6 +170,10 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path) -
     if found:
         raise UserError(f"{source} does not fit the network of its plans.json and trainer: "
                         f"{'; '.join(found)}; {_remedy(source.parent)}")
+    lost = [k for k, v in weights.items() if not torch.isfinite(v).all()]
+    if lost:                # such a judge finds no scar anywhere: it would pass all healthy wall
+        raise UserError(f"{source} has diverged: {len(lost)} of its weights hold NaN or infinite "
+                        f"values (first: {lost[0]}); {_remedy(source.parent)}")
     network.load_state_dict(weights)
 
 

@@ -86,8 +86,8 @@ class InjectedDataset:
         self._forget()
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k not in
-                ("_owner", "_rng", "_usage", "_manifest", "_sorted", "_epoch", "_records")}
+        return {k: v for k, v in self.__dict__.items() if k not in (
+            "_owner", "_rng", "_usage", "_manifest", "_sorted", "_epoch", "_records", "_sound")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -97,6 +97,7 @@ class InjectedDataset:
         self._owner = self._rng = self._usage = None
         self._manifest, self._sorted, self._epoch = Manifest(self.pool, FIELDS), 0, 0
         self._records: dict[str, list[tuple[int, dict]]] = {}
+        self._sound: set[str] = set()
 
     def __getitem__(self, identifier):
         return self.load_case(identifier)
@@ -110,12 +111,26 @@ class InjectedDataset:
         if newest and self._rng.uniform() < self.probability(kind):
             for _ in range(TRIES):
                 number, record = newest[self._rng.integers(len(newest))]
-                try:
-                    data, seg, _, properties = self.pool_cases.load_case(record["identifier"])
-                except Exception:      # whatever a damaged file gives: training goes on
-                    continue
-                return self._watched(data, number, record), seg, None, properties
+                case = self._read(record["identifier"])
+                if case is not None:
+                    data, seg, _, properties = case
+                    return self._watched(data, number, record), seg, None, properties
         return self.dataset.load_case(identifier)
+
+    def _read(self, identifier: str):
+        """A pool case, None where it is gone or damaged. Files are mapped and fail but where they
+        are damaged, in the middle of a batch; so each is read in whole before it is first served.
+        """
+        try:
+            case = self.pool_cases.load_case(identifier)
+            if identifier not in self._sound:
+                image, labels = case[0][:], case[1][:]
+                if image.shape[1:] != labels.shape[1:] or not np.isfinite(image).all():
+                    return None
+                self._sound.add(identifier)
+        except Exception:              # whatever a damaged file gives: training goes on
+            return None
+        return case
 
     def probability(self, kind: str = "scar") -> float:
         """The probability now that a case of this kind is answered from the pool."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +28,15 @@ from nnunet_lgesynth.dataset.case import Case, Fold
 __all__ = ["USAGE_PREFIX", "Manifest", "Pool", "read_manifest", "whole_lines"]
 
 USAGE_PREFIX = "usage_"      # of the readers' files in tmp/, which the writer leaves alone
+NEEDED = ("identifier", "kind", "source", "slices", "generator", "changed")    # in every record
 
 
 class Manifest:
     """The committed records of a pool, oldest first, as they become more.
 
     `update` reads what was appended since, so a long manifest costs its readers no more than a
-    short one. A line is a record once it ends; one that a kill has cut short is passed over.
+    short one. A line is a record once it ends; one that a kill has cut short, or that lacks what
+    readers need, is passed over.
     Of each record the `fields` are kept, by default all: a long training makes many.
     """
 
@@ -68,7 +70,7 @@ class Manifest:
             return True
         whole = lines.rfind(b"\n") + 1
         self.records += [r if self.fields is None else {k: r[k] for k in self.fields if k in r}
-                         for r in whole_lines(lines[:whole])]
+                         for r in whole_lines(lines[:whole], NEEDED)]
         self._stamp, self._read = _stamp_of(state), self._read + whole
         return same
 
@@ -91,14 +93,17 @@ def _stamp_of(state: os.stat_result) -> tuple[int, int, int]:
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
-def whole_lines(lines: bytes) -> list[dict]:
-    """The objects of JSON lines; a line that a kill or a full disk has cut is left out."""
+def whole_lines(lines: bytes, keys: Collection[str]) -> list[dict]:
+    """The objects of JSON lines that hold these keys; a line that a kill or a full disk has cut, or
+    that was damaged otherwise, is left out."""
     records = []
     for line in lines.decode("utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and record.keys() >= set(keys):
+            records.append(record)
     return records
 
 

@@ -136,7 +136,7 @@ class Studio:
             self._stuck = True
             return
         self.new[sample.kind] += 1
-        self.manifest.update()
+        self._look()
         served = self._ours()
         self.kept = {kind: len(found) for kind, found in served.items()}
         self.pool.remove([r["identifier"]

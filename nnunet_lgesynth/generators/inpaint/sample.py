@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
+from safetensors import SafetensorError
 
 from nnunet_lgesynth.anatomy.priors import Prior
 from nnunet_lgesynth.config import FitConfig, UserError, from_dict
@@ -62,7 +63,9 @@ class Inpainter:
             prior = Prior.from_dict(json.loads((folder / "prior.json").read_text()))
             config = from_dict(FitConfig, record["config"])
             return cls(Networks.load(folder, device), config, prior, record["hash"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except UserError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(f"The inpainter {folder} is damaged ({error}); delete the folder and "
                             f"run: {fit_command(folder)}") from error
 
