@@ -372,6 +372,10 @@ def test_a_2d_judge_scores_the_slices_of_a_3d_training_with_like_pixels(tmp_path
     assert str(error.value).endswith(": nnUNetv2_train Dataset116_EMIDECROI 2d 0")
     with pytest.raises(UserError, match="fold 0, which has seen validation cases of fold 1"):
         segmenter.check_matches(*in_3d(spacing=(10, 1.37, 1.37)), tiny_dataset_json(), 1)
+    coarse, name = in_3d(spacing=(10, 2.0, 2.0))          # 3d_lowres: a 2d judge never has these
+    coarse["configurations"] |= tiny_plans()["configurations"]
+    with pytest.raises(UserError, match=r"None of 2d has these pixels; use -c 3d_fullres, or"):
+        segmenter.check_matches(coarse, name, tiny_dataset_json(), 0)
 
 
 def differing(what):

@@ -202,10 +202,14 @@ class Segmenter:
                          f"{len(val)} (first: {seen[0]}) are not among them, so it may have seen "
                          "them")
         if found:
-            command = train_command(plans["dataset_name"], plans["plans_name"],
-                                    planar(plans, configuration), fold if fold is not None else "F")
+            flat = planar(plans, configuration)
+            remedy = "Train one that fits with: " + train_command(
+                plans["dataset_name"], plans["plans_name"], flat, "F" if fold is None else fold)
+            if flat in plans["configurations"] and not _same(theirs["spacing"], _signature(
+                    plans, flat, dataset_json)["spacing"]):
+                remedy = f"None of {flat} has these pixels; use -c 3d_fullres, or paint by rule."
             raise UserError(f"{self.source} cannot judge this training; it has "
-                            f"{'; '.join(found)}. Train one that fits with: {command}")
+                            f"{'; '.join(found)}. {remedy}")
 
 
 def default_reward_folder(results: str | Path, dataset_name: str, plans_name: str,

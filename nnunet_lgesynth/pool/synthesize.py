@@ -9,7 +9,7 @@ drawn once a lesion.
 
 A 2D training meets each slice alone, so each has its own noise and verdict. A 3D training sees a
 lesion through its slices: all are painted with one noise and judged as one stack, and all are kept
-or drafted again, so that no lesion has a gap.
+or drafted again, so that no lesion loses one.
 """
 
 from __future__ import annotations
