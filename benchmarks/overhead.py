@@ -64,7 +64,7 @@ def main() -> int | None:
         raise UserError("--pairs must be at least 3 and --iterations 1, not "
                         f"{arguments.pairs} and {arguments.iterations}.")
     fold = testset.open_fold(arguments)
-    always = patch("nnunet_lgesynth.pool.engine.shares_device", lambda device: True)
+    always = patch("nnunet_lgesynth.pool.attach.shares_device", lambda device: True)
     with always if arguments.serve else nullcontext():
         found = measure(fold, arguments.generator, torch.device(arguments.device),
                         arguments.pairs, arguments.iterations, arguments.budget)

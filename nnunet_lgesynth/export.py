@@ -26,7 +26,7 @@ from nnunet_lgesynth.judge.checkpoint import (
     read_checkpoint,
     read_json,
 )
-from nnunet_lgesynth.pool.engine import POOL_FOLDER
+from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.provenance import versions
 from nnunet_lgesynth.trainer import LOG_FILE

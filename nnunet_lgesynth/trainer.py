@@ -119,7 +119,7 @@ class LGESynthTrainer(nnUNetTrainer):
             if self.generator is not None:
                 self.print_to_log_file("WARNING: injection probability 0, this is a real-only run.")
             return training, validation
-        from nnunet_lgesynth.pool.engine import attach
+        from nnunet_lgesynth.pool.attach import attach
 
         self.engine, training = attach(
             generator=self.generator, injection=self.injection, plans=self.plans_manager.plans,

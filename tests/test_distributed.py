@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.pool.engine import pool_folder
+from nnunet_lgesynth.pool.attach import pool_folder
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.trainer import LGESynthTrainer
 

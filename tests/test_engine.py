@@ -18,8 +18,9 @@ import torch
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.pool.attach import POOL_FOLDER, attach
 from nnunet_lgesynth.pool.background import MOST_CREDIT, Budget
-from nnunet_lgesynth.pool.engine import POOL_FOLDER, RESTARTS, Engine, attach
+from nnunet_lgesynth.pool.engine import RESTARTS, Engine
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.pool.studio import Studio
 
@@ -204,7 +205,7 @@ CHILD = """
         import torch
         from pathlib import Path
         from nnunet_lgesynth.config import InjectionConfig
-        from nnunet_lgesynth.pool.engine import attach
+        from nnunet_lgesynth.pool.attach import attach
         from tiny_fold import write_tiny_fold
         fold = write_tiny_fold({folder!r})
         training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
@@ -368,6 +369,6 @@ def test_fold_all_trains_and_validates_on_the_same_cases(alone, fold, tmp_path, 
 
 
 def test_the_training_process_needs_no_diffusion_library():
-    code = "import sys, nnunet_lgesynth.pool.engine; print('diffusers' in sys.modules)"
+    code = "import sys, nnunet_lgesynth.pool.attach; print('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=True).stdout.strip() == "False"

@@ -30,7 +30,7 @@ from tiny_training import (
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.engine import POOL_FOLDER, attach
+from nnunet_lgesynth.pool.attach import POOL_FOLDER, attach
 from nnunet_lgesynth.pool.store import read_manifest, whole_lines
 from nnunet_lgesynth.pool.studio import Studio
 from nnunet_lgesynth.trainer import LGESynthTrainer

@@ -8,17 +8,13 @@ CPU, and for the painter, all is done in the other process. Training begins with
 grows with the pool; only a `warm_up` is waited for.
 If that process dies it is started again, a few times; the training goes on with the pool as it is.
 Only what is wrong from the start (a damaged generator, no heart to paint into) ends the training.
-When nnU-Net trains on several GPUs, each rank has its own seeds, and its own share of the pool in a
-folder that it alone writes and reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep, time
@@ -28,82 +24,21 @@ import psutil
 import torch
 
 from nnunet_lgesynth.anatomy.priors import MEASURES
-from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
-from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.pool.background import Order, Tally, work
-from nnunet_lgesynth.pool.generator import find_generator, hash_of, load_found
 from nnunet_lgesynth.pool.injection import FIELDS as READ
-from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
+from nnunet_lgesynth.pool.injection import chance, read_usage, tell_epoch
 from nnunet_lgesynth.pool.server import Server
 from nnunet_lgesynth.pool.store import Manifest
 from nnunet_lgesynth.pool.studio import ours
 from nnunet_lgesynth.pool.synthesize import KINDS
 
-__all__ = ["POOL_FOLDER", "Engine", "attach", "pool_folder"]
+__all__ = ["Engine"]
 
-POOL_FOLDER = "lgesynth_pool"
 RESTARTS = 3             # of the process, one an epoch
 SILENCE = 600            # seconds without a word in which a warm-up is given up
 FIELDS = (*READ, "slices", "measured")       # of a record, for the engine
 MEGABYTE = 2 ** 20
-
-
-def pool_folder(output: Path, rank: int = 0) -> Path:
-    """The pool of a rank in a training's output folder."""
-    return output / (POOL_FOLDER if rank == 0 else f"{POOL_FOLDER}_rank{rank}")
-
-
-def attach(generator: str, injection: InjectionConfig, plans: dict, configuration: str, fold,
-           dataset_json: dict, preprocessed: Path, training, validation_identifiers: Sequence[str],
-           output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0,
-           world: int = 1, qc: QCConfig | None = None, epoch: int = 0
-           ) -> tuple[Engine, InjectedDataset]:
-    """What a trainer needs when its data loaders are made: the engine, and the training set that
-    answers from the pool. In `epoch` 0 the pool of an earlier training in the folder is dropped."""
-    opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
-                              training.identifiers, validation_identifiers)
-    found = find_generator(generator, opened)
-    folder = pool_folder(output, rank)
-    if epoch == 0:
-        _drop(folder)
-    share = dataclasses.replace(injection, **{
-        name: -(-getattr(injection, name) // world)
-        for name in ("pool_cases", "refresh_cases", "warm_up")})
-    scarred = frozenset(i for i in opened.train
-                        if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
-    order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
-                  _cores(device), os.getpid())
-
-    def say(text: str) -> None:
-        log(text if rank == 0 else f"rank {rank}: {text}")
-
-    server = None
-    if found is not None and shares_device(device):
-        server = Server(*load_found(found, opened, device), injection.budget, say)
-    engine = Engine(order, hash_of(found), len(scarred), say, epoch, server)
-    return engine, InjectedDataset(
-        training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
-
-
-def _drop(folder: Path) -> None:
-    """Remove the pool of an earlier training."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "manifest.jsonl").exists():
-        raise UserError(f"{folder} is an earlier training's pool and cannot be removed; correct "
-                        "its permissions, or close what holds its files.")
-
-
-def shares_device(device: torch.device) -> bool:
-    """Whether networks must run in the training's process: an accelerator serves one best."""
-    return device.type != "cpu"
-
-
-def _cores(device: torch.device) -> int:
-    """What the budget is a share of: on a GPU its time, on a CPU that of the cores in use."""
-    if device.type != "cpu":
-        return 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(torch.get_num_threads(), allowed or 1)
 
 
 class Engine:
