@@ -82,6 +82,12 @@ def log():
     return []
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Fits draw no progress.png, which takes longer than their few steps."""
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """nnU-Net's folders with `tiny_raw.write_phantom_dataset`; tests leave them as they are."""

@@ -127,8 +127,7 @@ def test_a_judge_of_another_fold_is_refused(fold, tmp_path):
         load_generator("lgesynth", fold, CPU)
 
 
-def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, monkeypatch):
-    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, without_pictures):
     results = tmp_path / "nnUNet_results"
     judge_folder = write_tiny_model(results, seed=1)
     assert fit_generator(DATASET, "2d", 0, "nnUNetPlans", tiny_config(), None, "cpu",
@@ -150,8 +149,7 @@ def test_a_fitted_generator_comes_with_the_judge_that_tuned_it(fold, tmp_path, m
 
 
 def test_a_preset_without_reward_is_fitted_without_a_judge_but_not_used_without(
-        fold, tmp_path, monkeypatch):
-    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
+        fold, tmp_path, without_pictures):
     results, call = tmp_path / "nnUNet_results", (DATASET, "2d", 0, "nnUNetPlans")
     with pytest.raises(UserError, match="real-only nnU-Net of this fold is needed as judge"):
         fit_generator(*call, tiny_config(), None, "cpu")

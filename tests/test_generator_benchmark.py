@@ -186,8 +186,8 @@ def test_pass_rates_are_compared_request_by_request(fold, patients, requests, tm
     assert third["qc_pass_own_diff_vs_second"]["value"] == 0
 
 
-def test_a_generator_is_measured_as_what_it_is_or_not_at_all(fold, patients, requests,
-                                                              tmp_path):
+def test_a_generator_is_measured_as_what_it_is_or_not_at_all(fold, patients, requests, tmp_path,
+                                                             without_pictures):
     judge = Segmenter.load_fold(write_tiny_model(tmp_path / "judge"), "cpu")
     other = Segmenter.load_fold(write_tiny_model(tmp_path / "other", seed=1), "cpu")
     folder = tmp_path / "LGESynth_tiny__nnUNetPlans__2d" / "fold_0"

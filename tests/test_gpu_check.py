@@ -107,7 +107,7 @@ def test_a_failing_compilation_is_a_row(check, monkeypatch):
     assert [r["value"] for r in late] == [None] and "little time was left" in late[0]["split"]
 
 
-def test_pass_rates_of_a_fitted_generator(check, tmp_path):
+def test_pass_rates_of_a_fitted_generator(check, tmp_path, without_pictures):
     fold = write_tiny_fold(tmp_path / "data", cases=8)
     judge = Segmenter.load_fold(write_tiny_model(tmp_path / "results"), "cpu")
     folder = tmp_path / "LGESynth_tiny__nnUNetPlans__2d" / "fold_0"

@@ -22,6 +22,8 @@ from nnunet_lgesynth.generators.inpaint.train import fit, objective_of
 from nnunet_lgesynth.generators.subject import read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 
+pytestmark = pytest.mark.usefixtures("without_pictures")      # but for that of `fitted`
+
 STEPS = [("vae", 1), ("vae", 2), ("vae", 3), ("unet", 1), ("unet", 2), ("unet", 3),
          ("controlnet", 1), ("controlnet", 2), ("controlnet", 3), ("reward", 1), ("reward", 2)]
 

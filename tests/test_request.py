@@ -197,9 +197,9 @@ def test_verdicts_are_told_and_a_refused_slice_stays_as_it_was(fold, tmp_path):
                                              if v["accepted"]}
 
 
-def test_the_fitted_inpainter_paints_raw_hearts(fold, world, tmp_path, monkeypatch):
+def test_the_fitted_inpainter_paints_raw_hearts(fold, world, tmp_path, monkeypatch,
+                                                   without_pictures):
     """From `fit` to files: images change inside the feather alone, and only in accepted slices."""
-    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     write_judge(tmp_path, fold)
     config = tiny_config(crop_pixels=64, vae_steps=1, unet_steps=1, controlnet_steps=1,

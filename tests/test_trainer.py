@@ -231,9 +231,9 @@ def test_without_a_generator_the_command_that_fits_one_is_named(fold):
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch, served):
+def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch,
+                                                            without_pictures, served):
     """`served`: as on an accelerator, where its networks run between the training's iterations."""
-    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.draw_picture", lambda *_: None)
     monkeypatch.setattr("nnunet_lgesynth.pool.attach.shares_device", lambda device: served)
     judge = Segmenter.load_fold(write_tiny_model(tmp_path / "nnUNet_results"), CPU).hash
     config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
