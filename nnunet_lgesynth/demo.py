@@ -23,6 +23,7 @@ __all__ = ["DATASET", "prepare", "run_demo", "run_step"]
 
 DATASET, PATIENTS, SEED = 901, 30, 0
 PIXELS, SPACING = 64, 1.6
+PROCESSES = 2                     # that preprocess
 BATCH_SIZE = 12
 FEATURES = [16, 32, 64, 128]      # of the U-Net's stages; nnU-Net would plan 32 to 512
 EPOCHS, ITERATIONS = 15, 44
@@ -65,7 +66,7 @@ def prepare(out: Path, patients: int, log: Callable[[str], None]) -> None:
     if not (out / "nnUNet_preprocessed" / name / "nnUNetPlans_2d").is_dir():
         log("Planning and preprocessing with nnU-Net")
         run_step(out, "preprocess", sys.executable, "-c", PREPROCESS, "-d", str(DATASET), "-c",
-                 "2d", "-np", "2", "-npfp", "2")
+                 "2d", "-np", str(PROCESSES), "-npfp", str(PROCESSES))
         _shrink(out / "nnUNet_preprocessed" / name / "nnUNetPlans.json")
 
 

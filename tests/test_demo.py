@@ -5,6 +5,7 @@ The inpainter's arm is left to `make demo` and, in process, to test_trainer; her
 
 import json
 
+from nnunet_lgesynth import demo
 from nnunet_lgesynth.demo import FEATURES, run_demo
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer",
@@ -15,7 +16,8 @@ def test_the_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path, monkey
     for name in VARIABLES:
         monkeypatch.setenv(name, "1")       # set by the demo; undone after the test
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    size = {"patients": 6, "arms": ("real", "paint"), "epochs": 6, "iterations": 2}
+    monkeypatch.setattr(demo, "PROCESSES", 1)       # each imports nnU-Net first
+    size = {"patients": 6, "arms": ("real", "paint"), "epochs": 2, "iterations": 2}
     said = []
     outcome = run_demo(tmp_path, said.append, **size)
     assert outcome["report"].is_file() and "paint" in outcome["report"].read_text()
