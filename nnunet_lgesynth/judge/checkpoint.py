@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -118,8 +117,11 @@ def refuse_unsupported(plans: dict, configuration: str, dataset_json: dict, sour
                         f"has {values}; renumber the labels and train again.")
 
 
-def _find_trainer(name: str) -> type[nnUNetTrainer]:
+def _find_trainer(name: str) -> type:
     """The checkpoint's trainer class, for its network; the stock one where it cannot be found."""
+    # here, since it takes two seconds, which the process that only paints need not wait
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     if name == "nnUNetTrainer":
         return nnUNetTrainer
     try:
