@@ -5,7 +5,8 @@
 Both trainers live in this process and train in turn, one epoch each, so that what else the machine
 does falls on both. While the stock one trains, the other's process sleeps and earns no credit.
 Synthesis never rests: the pool is small, full from the start, and renewed as fast as the budget
-allows. An epoch is its training iterations; validation is the same code in both.
+allows. An epoch is its training iterations and what sums it up; validation is the same code in
+both.
 
     epoch_overhead_p50       median over pairs of (plugin's epoch / stock's) - 1, bootstrapped
     iteration_*              seconds, by arm
@@ -155,10 +156,10 @@ def _epoch(trainer, device: torch.device, iterations: int) -> dict:
         batch = next(trainer.dataloader_train)
         outputs.append(trainer.train_step(batch))        # ends with the loss on the CPU
         seconds.append(perf_counter() - last)
-    epoch = perf_counter() - begin
     trainer.on_train_epoch_end(outputs)
     engine = getattr(trainer, "engine", None)
     row = None if engine is None else engine.epoch_row()
+    epoch = perf_counter() - begin
     trainer.current_epoch += 1
     return {"epoch": epoch, "iterations": seconds, "row": row, "batch": list(batch["data"].shape),
             "gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else None}

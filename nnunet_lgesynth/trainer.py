@@ -91,7 +91,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def _stop_synthesis(self) -> None:
         if self.engine is not None:
-            self.engine.close()
+            self.engine.end()
 
     def initialize(self):
         if self.seed is not None and not self.was_initialized:

@@ -100,3 +100,13 @@ def test_an_encoder_of_other_captions_is_refused(own, tmp_path, monkeypatch):
                         (*VOCABULARY, "hibernating"))
     with pytest.raises(UserError, match=r"does not know hibernating.*fit the generator again"):
         TextEncoder.load(tmp_path)
+
+
+def test_no_more_captions_are_kept_than_a_long_training_can_hold(own, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.text.MOST_KNOWN", 3)
+    encoder = own.requires_grad_(False)
+    encoder.eval()
+    first = encoder.encode(CAPTIONS[:5])
+    assert len(encoder._known) == 3
+    encoder.encode(CAPTIONS[5:9])
+    assert len(encoder._known) == 3 and torch.equal(encoder.encode(CAPTIONS[:5]), first)

@@ -3,23 +3,28 @@ after an iteration and within the budget, with the very drafts and label maps th
 made at once; and a device without memory costs samples, never the training."""
 
 import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, sleep
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_slices
 from tiny_nnunet import write_tiny_model
 
-from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool import lanes
-from nnunet_lgesynth.pool.lanes import Lane
+from nnunet_lgesynth.pool.background import Order
+from nnunet_lgesynth.pool.engine import Engine
+from nnunet_lgesynth.pool.lanes import DRAFTS, Lane
 from nnunet_lgesynth.pool.server import LANES, MOST_CREDIT, Server
+from nnunet_lgesynth.pool.store import read_manifest
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 60          # seconds
@@ -91,7 +96,8 @@ def ask(server, remote, askers, conditions, seeds):
     half = len(conditions) // 2
     asked = [askers.submit(generator.drafts, conditions[part], seeds[part])
              for part in (slice(0, half), slice(half, None))]
-    while not all(lane._asked.get_value() for lane in server.lanes[:2]):
+    while len(server._pending[DRAFTS]) < 2:
+        server.hear()
         sleep(0.001)
     return asked
 
@@ -107,7 +113,7 @@ def test_drafts_and_maps_are_those_of_the_networks_themselves(server, remote, as
     assert np.array_equal(served, inpainter.drafts(conditions, seeds))
     images = torch.from_numpy(slices.asked[0].subject.case.image.swapaxes(0, 1).copy())
     maps = askers.submit(remote[1].predict, images, (20.0, 25.0))
-    assert serve(server, [maps]) == len(images) // 4 + 2          # of 5, at most 4 at once
+    assert serve(server, [maps]) == 2                       # of 5, at most 4 at once
     assert torch.equal(maps.result(), judge.predict(images, (20.0, 25.0)))
     assert server.remote.hash == inpainter.hash and remote[1].hash == judge.hash
     assert server.bytes > 1000
@@ -149,6 +155,11 @@ def test_without_memory_batches_are_halved_and_nothing_is_lost(server, said, rem
     serve(server, asked)
     assert server.batch == 1 and short.sizes[:3] == [8, 4, 2] and set(short.sizes[3:]) == {2}
     assert ["batches of 2" in said[0], "batches of 1" in said[1], len(said)] == [True, True, 2]
+    server.begin_epoch()
+    assert server.batch == 2
+    again = ask(server, remote, askers, conditions, [1, 2, 3, 4])
+    serve(server, again)
+    assert server.batch == 1 and len(said) == 2                # it was told
     served = [draft for one in asked for draft in one.result()]
     monkeypatch.undo()
     np.testing.assert_allclose(served, inpainter.drafts(conditions, [1, 2, 3, 4]), atol=1e-4)
@@ -198,3 +209,48 @@ def test_a_request_that_is_too_large_goes_in_parts(server, askers, training, inp
     with pytest.raises(UserError, match=r"A slice takes \d+ bytes"):
         judge.predict(torch.zeros(1, 1, 512, 512), (1.0, 1.0))
     assert lanes.CAPACITY > 16 * size
+
+
+def test_a_process_fills_the_pool_through_the_training_and_is_started_again(server, fold, tmp_path,
+                                                                            log):
+    """All of it, with two processes; the second one goes on where the first was killed."""
+    easy = QCConfig(max_new_outside=10 ** 9, max_healthy_pixels=10 ** 9, max_level_change=1e9)
+    order = Order(fold, None, "cpu", InjectionConfig(budget=1.0, pool_cases=8, seed=1), easy,
+                  tmp_path / "pool", 0, 1, os.getpid())
+    engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
+    try:
+        _until(engine, lambda: engine.counts()["pool_healthy_cases"] > 1)
+        first = read_manifest(order.pool)
+        psutil.Process(engine._process.pid).kill()
+        _until(engine, lambda: engine._process is None)
+        engine.start_epoch(1)
+        _until(engine, lambda: engine.counts()["pool_healthy_cases"] > len(first))
+        row = engine.epoch_row()
+    finally:
+        engine.end()
+    assert row["seconds_synthesis"] > 0 < row["seconds_process"] and row["drafted_healthy"] > 0
+    records = read_manifest(order.pool)
+    assert records[:len(first)] == first and {r["judge"] for r in records} == {server.judge.hash}
+    numbers = [(r["kind"], r["number"]) for r in records]
+    assert len(set(numbers)) == len(numbers) and engine.server is None
+    assert [("has ended" in text) for text in log] == [False, True]
+
+
+def test_a_warm_up_without_memory_is_not_waited_for(server, fold, tmp_path, log, inpainter,
+                                                    monkeypatch):
+    Short(inpainter.networks, 0, monkeypatch)
+    injection = InjectionConfig(budget=1.0, pool_cases=8, warm_up=2)
+    order = Order(fold, None, "cpu", injection, QCConfig(), tmp_path / "pool", 0, 1, os.getpid())
+    begun = monotonic()
+    engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
+    engine.end()
+    assert monotonic() - begun < PATIENCE
+
+
+def _until(engine, reached) -> None:
+    """Tend the engine, as a training does after each iteration."""
+    deadline = monotonic() + 2 * PATIENCE
+    while not reached():
+        assert monotonic() < deadline, "the process did not get there"
+        engine.tend()
+        sleep(0.01)

@@ -92,6 +92,11 @@ class Segmenter:
         return tuple(int(v) for v in self._label_manager.all_labels)
 
     @property
+    def channels(self) -> int:
+        """Of its images."""
+        return len(_channel_names(self.dataset_json))
+
+    @property
     def plans_name(self) -> str:
         return self.plans["plans_name"]
 
@@ -111,9 +116,8 @@ class Segmenter:
         for all or (B, 2); default the image centre. The patch never leaves an image that is large
         enough. Returns (B, heads, Y, X) on the segmenter's device.
         """
-        channels = len(_channel_names(self.dataset_json))
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise UserError(f"{self.source} needs images of shape (B, {channels}, Y, X), not "
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise UserError(f"{self.source} needs images of shape (B, {self.channels}, Y, X), not "
                             f"{tuple(images.shape)}; pass the channels of its dataset.json.")
         pads = _pads(images.shape, self.patch_size, centre)
         images = images.to(self.device, torch.float32)

@@ -44,6 +44,13 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
     opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
                               training.identifiers, validation_identifiers)
     found = find_generator(generator, opened)
+
+    def say(text: str) -> None:
+        log(text if rank == 0 else f"rank {rank}: {text}")
+
+    server = None
+    if found is not None and shares_device(device):
+        server = _load(found, opened, device, injection.budget, say)
     folder = pool_folder(output, rank)
     if epoch == 0:
         _drop(folder)
@@ -53,17 +60,11 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
     scarred = frozenset(i for i in opened.train
                         if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
-                  _cores(device), os.getpid())
-
-    def say(text: str) -> None:
-        log(text if rank == 0 else f"rank {rank}: {text}")
-
-    server = None
-    if found is not None and shares_device(device):
-        server = Server(*load_found(found, opened, device), injection.budget, say)
+                  1 if server else _cores(device), os.getpid())
     engine = Engine(order, hash_of(found), len(scarred), say, epoch, server)
     return engine, InjectedDataset(
-        training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share)
+        training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share,
+        epoch)
 
 
 def _drop(folder: Path) -> None:
@@ -75,8 +76,21 @@ def _drop(folder: Path) -> None:
 
 
 def shares_device(device: torch.device) -> bool:
-    """Whether networks must run in the training's process: an accelerator serves one best."""
-    return device.type != "cpu"
+    """Whether networks run in the training's process: a GPU serves one process best. (On MPS the
+    time of a pass and a lack of memory cannot be told as on CUDA.)"""
+    return device.type == "cuda"
+
+
+def _load(found: Path, fold: Fold, device: torch.device, share: float,
+          say: Callable[[str], None]) -> Server:
+    """Inpainter and judge on the training's device; torch's random numbers stay as they are."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return Server(*load_found(found, fold, device), share, say)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{device} has no memory left for the inpainter {found} and its judge "
+                        f"({str(error).splitlines()[0]}); free some, or train with a smaller "
+                        "batch_size in the plans.") from error
 
 
 def _cores(device: torch.device) -> int:

@@ -102,6 +102,8 @@ class Engine:
                 self._lose(f"has said nothing for {SILENCE} s")
             if not self._serve(freely=True):
                 sleep(0.05)
+            if self.server is not None and self.server.paused:      # it has said why
+                break
         if self.server is not None:
             self.server.earn_anew()
         return perf_counter() - begun
@@ -177,6 +179,11 @@ class Engine:
             process.kill()               # a stopped process would not hear of anything gentler
             process.join(10)
 
+    def end(self) -> None:
+        """End the process, and hold no network any more."""
+        self.close()
+        self.server = None
+
     def start_epoch(self, epoch: int) -> None:
         """Tell process and workers which epoch it is, and start the process again if it died."""
         self.listen()
@@ -191,6 +198,8 @@ class Engine:
     def asleep(self) -> Iterator[None]:
         """Within this the process rests, and earns no credit: for a measurement beside it."""
         begun = perf_counter()
+        if self._process is None:
+            raise RuntimeError("The process that paints has ended.")
         process = psutil.Process(self._process.pid)
         process.suspend()
         try:

@@ -73,12 +73,14 @@ class InjectedDataset:
     pool : the pool's folder.
     scarred : identifiers of the training cases that hold scar.
     generator : hash; samples of other generators are not served.
+    epoch : with which the training begins, or goes on.
     """
 
     def __init__(self, dataset, pool_cases, pool: Path, scarred: frozenset[str], generator: str,
-                 injection: InjectionConfig):
+                 injection: InjectionConfig, epoch: int = 0):
         self.dataset, self.pool_cases, self.pool = dataset, pool_cases, Path(pool)
         self.scarred, self.generator, self.injection = scarred, generator, injection
+        self.begun = epoch
         self.real = {"scar": len(scarred), "healthy": len(dataset.identifiers) - len(scarred)}
         self.identifiers = dataset.identifiers
         self.sources = frozenset(dataset.identifiers)   # an older split's may be validated on now
@@ -107,7 +109,7 @@ class InjectedDataset:
         self._prepare()
         self._usage[PATCHES] += 1
         kind = "scar" if identifier in self.scarred else "healthy"
-        newest = self._records.get(kind, [])[-self.injection.pool_cases:]
+        newest = self._records.get(kind)
         if newest and self._rng.uniform() < self.probability(kind):
             for _ in range(TRIES):
                 number, record = newest[self._rng.integers(len(newest))]
@@ -144,7 +146,8 @@ class InjectedDataset:
             self._owner = os.getpid()       # draw the same in every worker
             seed = self.injection.seed
             alone = multiprocessing.parent_process() is None
-            self._rng = np.random.default_rng([seed] if alone else [seed, self._owner])
+            draw = [seed, self.begun]         # a training that goes on draws anew, not once more
+            self._rng = np.random.default_rng(draw if alone else [*draw, self._owner])
             self._usage = _usage_counters(self.pool / "tmp")
         self.refresh()
 
@@ -157,6 +160,8 @@ class InjectedDataset:
         for number, record in enumerate(self._manifest.records[self._sorted:], self._sorted):
             if record["generator"] == self.generator and record["source"] in self.sources:
                 self._records.setdefault(record["kind"], []).append((number, record))
+        for records in self._records.values():
+            del records[:-self.injection.pool_cases]
         self._sorted = len(self._manifest.records)
 
     def _watched(self, data, number: int, record: dict) -> _Watched:

@@ -23,7 +23,7 @@ from nnunet_lgesynth.generators.condition import Condition
 
 __all__ = ["DRAFTS", "MAPS", "Lane", "Remote"]
 
-CAPACITY = 2 ** 24           # bytes of one request; a larger one goes in parts
+CAPACITY = 2 ** 22           # bytes of one request; a larger one goes in parts
 LOOK = 0.5                   # seconds between two looks at whether the training lives
 DRAFTS, MAPS = "drafts", "maps"     # what is asked for
 
@@ -80,13 +80,13 @@ class Remote:
     pixels: int
     mm: float
     feather_mm: float
-    judge: str | None            # hash of its weights
+    judge: str                   # hash of its weights
 
-    def connect(self, alive: Callable[[], bool]) -> tuple[RemoteGenerator, RemoteJudge | None]:
+    def connect(self, alive: Callable[[], bool]) -> tuple[RemoteGenerator, RemoteJudge]:
         """Generator and judge for this process; several threads may use them, as many at once as
         there are lanes. `alive` tells whether the training still is."""
         asker = _Asker(self.lanes, alive)
-        return RemoteGenerator(self, asker), self.judge and RemoteJudge(self.judge, asker)
+        return RemoteGenerator(self, asker), RemoteJudge(self.judge, asker)
 
 
 class _Asker:

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from nnunet_lgesynth.anatomy.caption import NO_ENHANCEMENT
+from nnunet_lgesynth.anatomy.intensities import Intensities
+from nnunet_lgesynth.anatomy.scar import SCAR
+from nnunet_lgesynth.generators.condition import Condition, Crop
 from nnunet_lgesynth.pool.background import Budget
 from nnunet_lgesynth.pool.lanes import DRAFTS, MAPS, Lane, Remote
 
@@ -43,11 +47,24 @@ class Server:
         context = multiprocessing.get_context("spawn")
         self.lanes = tuple(Lane(context) for _ in range(LANES))
         self.remote = Remote(self.lanes, generator.hash, generator.pixels, generator.mm,
-                             generator.feather_mm, judge and judge.hash)
+                             generator.feather_mm, judge.hash)
         self.generator, self.judge, self.share, self.log = generator, judge, share, log
         self.device = generator.networks.device
         self.batch, self.seconds, self.paused = generator.batch_size, 0.0, False
+        self._told: set[int] = set()             # batch sizes whose want of memory was told
         self.clear()
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Run all networks once: their first pass on a GPU takes long, and would make an iteration
+        late."""
+        side, rows = self.generator.pixels, self.judge.patch_size
+        blank = np.zeros((side, side), np.float32)
+        self.generator.drafts([Condition(
+            Crop((0.0, 0.0), (1.0, 1.0), side), Intensities(0.0, 1.0), blank,
+            np.full((side, side), SCAR, np.uint8), blank == 0, 1.0, 0.0, NO_ENHANCEMENT, blank)],
+            [0])
+        self._maps(np.zeros((1, self.judge.channels, *rows), np.float32), [(0.0, 0.0)])
 
     def clear(self) -> None:
         """Forget all requests and what was spent: the process is started (again)."""
@@ -84,14 +101,18 @@ class Server:
         self.seconds += perf_counter() - begun
         return True
 
-    def _at_work(self) -> bool:
-        """Hear what is asked for and begin with it, unless something is under way already; whether
-        there is anything to do."""
+    def hear(self) -> None:
+        """Take down what is asked for; does not wait."""
         for lane in self.lanes:
             request = lane.asked()
             if request is not None:
                 what, items = request
                 self._pending[what].append((lane, items))
+
+    def _at_work(self) -> bool:
+        """Begin with what is asked for, unless something is under way already; whether there is
+        anything to do."""
+        self.hear()
         if self._passes is None:
             maps, drafts = self._pending[MAPS], self._pending[DRAFTS]
             if maps:                                       # first: they end a lesion
@@ -116,11 +137,18 @@ class Server:
     def _judging(self) -> Generator:
         [(lane, items)], maps = self._served, []
         for first in range(0, len(items), self.batch):
+            if first:
+                yield
             images, centres = zip(*items[first:first + self.batch])
-            found = self.judge.predict(torch.from_numpy(np.stack(images)), torch.tensor(centres))
-            maps.extend(found.cpu().numpy())
-            yield
+            maps.extend(self._maps(np.stack(images), centres))
         lane.answer(maps)
+
+    def _maps(self, images: np.ndarray, centres: Sequence) -> np.ndarray:
+        """The judge's label maps; in batches of one size, since a GPU has to try each first."""
+        chosen = [*range(len(images)), *[0] * (self.batch - len(images))]
+        found = self.judge.predict(torch.from_numpy(images[chosen]),
+                                   torch.tensor([centres[k] for k in chosen]))
+        return found[:len(images)].cpu().numpy()
 
     def _do_with_less(self) -> None:
         """Shrink the batch or pause, and keep what was asked for later."""
@@ -128,22 +156,23 @@ class Server:
         self._passes = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.batch > 1:
-            self.batch //= 2
-            self.log("WARNING: the device has no memory left to paint scars; they are painted in "
-                     f"batches of {self.batch}.")
-        else:
-            self.paused = True
-            self.log("WARNING: the device has no memory left to paint a single scar; synthesis "
-                     "pauses until the next epoch, training goes on with the pool as it is.")
+        lacked, self.paused = self.batch, self.batch == 1
+        self.batch = max(1, self.batch // 2)
+        if lacked not in self._told:
+            self._told.add(lacked)
+            self.log("WARNING: the device has no memory left to paint scars; " + (
+                "synthesis pauses until the next epoch, training goes on with the pool as it is."
+                if self.paused else f"they are painted in batches of {self.batch}."))
 
     def begin_epoch(self) -> None:
-        """What was paused may be tried again."""
+        """More may be tried again: what lacked memory may have been another program's peak."""
         self.paused = False
+        if self._passes is None:
+            self.batch = min(2 * self.batch, self.generator.batch_size)
 
     @property
     def bytes(self) -> int:
         """That the networks hold on the device."""
-        networks = (*self.generator.networks.modules.values(), self.judge and self.judge.network)
-        return sum(p.numel() * p.element_size() for network in networks if network
+        networks = (*self.generator.networks.modules.values(), self.judge.network)
+        return sum(p.numel() * p.element_size() for network in networks
                    for p in (*network.parameters(), *network.buffers()))

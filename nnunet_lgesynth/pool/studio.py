@@ -23,6 +23,7 @@ from nnunet_lgesynth.pool.synthesize import KINDS, Sample, kinds_for, prepare, s
 
 __all__ = ["Studio", "ours"]
 
+FIELDS = ("identifier", "kind", "source", "generator", "number")     # of a record, kept in memory
 PATIENCE = 40      # drafts in a row without a case that the log hears of
 
 
@@ -47,7 +48,7 @@ class Studio:
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.qc, self.rank, self.log = injection, qc or QCConfig(), rank, log
         self.prior, self.hearts = prepare(fold, injection.prior)
-        self.pool, self.manifest = Pool(folder, fold), Manifest(folder)
+        self.pool, self.manifest = Pool(folder, fold), Manifest(folder, FIELDS)
         self.manifest.update()
         self.kept = self._count()
         self.numbers = {kind: self._numbers(kind) for kind in kinds_for(self.hearts)}
@@ -72,7 +73,7 @@ class Studio:
     def begin_epoch(self, epoch: int) -> None:
         """A full pool may be renewed again."""
         with self._lock:
-            if epoch != self.epoch:
+            if epoch > self.epoch:
                 self.epoch, self.new = epoch, dict.fromkeys(KINDS, 0)
 
     @property

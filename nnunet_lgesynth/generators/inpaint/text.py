@@ -31,6 +31,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OWN_LENGTH = LONGEST + 2      # with [CLS] and [SEP]
 FOREIGN_LENGTH = 128          # word pieces of a biomedical BERT
 HEAD_WIDTH = 16
+MOST_KNOWN = 256              # captions whose vectors are kept
 PROJECTION_FILE = "projection.safetensors"
 
 
@@ -62,7 +63,10 @@ class TextEncoder(nn.Module):
         for caption in set(captions) - set(self._known):   # alone: a batch would change last bits
             self._known[caption] = self._states([caption])[0].detach().cpu()
         device = next(self.model.parameters()).device
-        return self.projection(torch.stack([self._known[c] for c in captions]).to(device))
+        states = torch.stack([self._known[c] for c in captions]).to(device)
+        for caption in list(self._known)[:-MOST_KNOWN]:     # the oldest: a training is long
+            del self._known[caption]
+        return self.projection(states)
 
     def train(self, mode: bool = True):
         self._known.clear()
