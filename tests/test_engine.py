@@ -308,8 +308,8 @@ def test_the_pools_scars_are_measured_as_they_are_served(start, alone, fold, tmp
         np.isin(labels, roles.scars).sum() / ring.sum(), rel=0.05)
 
 
-def test_a_pool_of_ten_thousand_is_read_once_and_served(start, alone, fold, tmp_path):
-    """The readers of a long training; each record stands for files that were written for real."""
+def test_a_pool_of_ten_thousand_is_read_once_served_and_renewed(start, alone, fold, tmp_path):
+    """Of a long training; each record stands for files that were written for real."""
     folder = tmp_path / "fold_0" / POOL_FOLDER
     fill(fold, folder, 2)
     kept = read_manifest(folder)
@@ -329,6 +329,12 @@ def test_a_pool_of_ten_thousand_is_read_once_and_served(start, alone, fold, tmp_
     assert row["pool_scarred_cases"] == row["pool_healthy_cases"] == 5_000
     assert row["probability"] == 0.8 and 0.5 < row["injected_fraction"] < 1
     assert row["unique_cases_served"] > 40               # of 80 or so, nearly all of them others
+    begun = monotonic()
+    studio = fill(fold, folder, 5_001, engine.injection)             # its writer goes on, too
+    assert monotonic() - begun < 30 and set(studio.kept.values()) == {5_001}
+    assert engine.counts()["pool_scarred_cases"] == 5_000
+    gone = next(r["identifier"] for r in kept if r["kind"] == "scar")         # the oldest
+    assert not list((folder / "cases").glob(f"{gone}*"))
 
 
 def test_each_rank_has_its_share_of_the_pool_in_a_folder_of_its_own(start, alone, tmp_path):

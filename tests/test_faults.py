@@ -111,7 +111,7 @@ def test_a_training_that_is_hurt_leaves_no_process_and_goes_on_with_its_epoch(fo
     """One training, hurt in each of its parts at an arbitrary moment."""
     folder = tmp_path / "nnUNet_results" / fold.dataset / f"{PAINT}__nnUNetPlans__2d" / "fold_0"
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    for name, value in (("EPOCHS", "19"), ("ITERATIONS", "10")):   # with a checkpoint every epoch
+    for name, value in (("EPOCHS", "19"), ("ITERATIONS", "20")):   # with a checkpoint every epoch
         monkeypatch.setenv(f"LGESYNTH_{name}", value)
     epoch, kept = 0, []
     for hurt, code, said, flags in ((kill_worker, 1, "no longer alive", ["--warm-up", "2"]),
@@ -147,13 +147,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(fold):
     trainer.save_checkpoint(str(path))
     for k in range(10):
         child = os.fork()
-        if child == 0:                               # until it is killed
-            while True:
-                trainer.current_epoch += 1
-                trainer.save_checkpoint(str(path))
+        if child == 0:
+            try:
+                while True:                          # until it is killed
+                    trainer.current_epoch += 1
+                    trainer.save_checkpoint(str(path))
+            finally:
+                os._exit(1)                          # a failing one must not run the other tests
         sleep(0.02 + 0.003 * k)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
         state = torch.load(path, weights_only=False)
         assert state["network_weights"].keys() == trainer.network.state_dict().keys()
     assert state["current_epoch"] > 1                # some were written in whole

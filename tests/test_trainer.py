@@ -362,15 +362,36 @@ def test_cascades_are_refused(fold):
         trainer.get_tr_and_val_datasets()
 
 
-def test_nnunetv2_train_runs_to_its_validation(fold, monkeypatch):
+@contextmanager
+def untouched(folder: Path):
+    """Within this nothing may be written into `folder`: by its permissions, and, since some users
+    need none, by what lies there before and after."""
+    def found():
+        return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
+                for p in (folder, *folder.rglob("*"))}
+    before, modes = found(), {p: p.stat().st_mode for p in (folder, *folder.rglob("*"))}
+    for path, mode in modes.items():
+        path.chmod(mode & 0o555)
+    try:
+        yield
+        assert found() == before
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def test_nnunetv2_train_runs_to_its_validation_on_data_that_is_read_only(fold, monkeypatch):
     """nnU-Net's own entry, validation included; that starts spawned processes, so it is slow."""
     monkeypatch.setattr(stock, "default_num_processes", 1)
     monkeypatch.setenv("LGESYNTH_EPOCHS", "1")
-    run_training(DATASET, "2d", "0", "nnUNetTrainerLGEPaint", device=CPU)
+    with untouched(fold.folder.parent):
+        run_training(DATASET, "2d", "0", "nnUNetTrainerLGEPaint", device=CPU)
     folder = next(Path(os.environ["nnUNet_results"]).glob("*/nnUNetTrainerLGEPaint__*/fold_0"))
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     assert {Path(c["reference_file"]).name for c in summary["metric_per_case"]} == {
         f"{i}.nii.gz" for i in fold.val}
+    assert json.loads((folder / "lgesynth.jsonl").read_text())["injected_fraction"] > 0
+    assert len(read_manifest(folder / "lgesynth_pool")) >= 3
 
 
 def test_nnunets_own_benchmark_runs_with_synthesis(fold, monkeypatch):
