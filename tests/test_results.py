@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from benchmarks import records
+from benchmarks.soak import grows
 from benchmarks.tables import (
     ABLATION,
     COLUMNS,
@@ -209,3 +210,34 @@ def test_the_readme_tells_how_long_the_demo_took():
     minutes = {r["arm"]: r["value"] for r in json.loads((RESULTS / "demo.json").read_text())}
     text = (RESULTS.parents[1] / "README.md").read_text()
     assert f"about {minutes['demo']:.0f} minutes on 2 cores, {minutes['install']:.0f} more" in text
+
+
+COSTS = {"epoch over stock, median (bootstrap)": ("plugin", "epoch_overhead_p50"),
+         "iteration, median: stock, s": ("stock", "iteration_p50"),
+         "plugin, s": ("plugin", "iteration_p50"),
+         "99th percentile: stock, s": ("stock", "iteration_p99"),
+         "of the plugin, s": ("plugin", "iteration_p99"),
+         "later than twice stock's 99th percentile": ("plugin", "late_iterations"),
+         "share of synthesis": ("plugin", "synthesis_share"),
+         "accepted slices a second": ("plugin", "accepted_per_second"),
+         "first batch later by, s": ("plugin", "start_delay")}
+
+
+def cost_table(files: dict[str, str]) -> str:
+    """A column a file of `benchmarks.overhead`, a line a cost."""
+    found = {name: {(r["arm"], r["metric"]): r for r in json.loads((RESULTS / file).read_text())}
+             for name, file in files.items()}
+    lines = [f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    lines += [f"| {told} | {' | '.join(cell(rows[key]) for rows in found.values())} |"
+              for told, key in COSTS.items()]
+    return "\n".join(lines)
+
+
+def test_the_docs_tell_what_synthesis_costs_a_training():
+    text = (RESULTS.parents[1] / "docs" / "training.md").read_text()
+    assert cost_table({"2d": "overhead_cpu.json", "3d_fullres": "overhead_3d_cpu.json"}) in text
+    soak = {r["metric"]: r for r in json.loads((RESULTS / "soak.json").read_text())}
+    for metric in ("host_memory_growth", "epoch_growth"):
+        value, low, high = (100 * soak[metric][k] for k in ("value", "low", "high"))
+        assert f"{value:.1f} % ({low:.1f}, {high:.1f})" in text
+    assert not grows(list(soak.values()))
