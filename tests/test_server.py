@@ -211,34 +211,28 @@ def test_a_request_that_is_too_large_goes_in_parts(server, askers, training, inp
     assert lanes.CAPACITY > 16 * size
 
 
-def test_a_process_fills_the_pool_through_the_training_and_is_started_again(server, fold, tmp_path,
-                                                                            log):
-    """All of it, with two processes; the second one goes on where the first was killed."""
+def test_a_process_fills_the_pool_through_the_training(server, fold, tmp_path, log):
+    """All of it; it is killed in the middle of its requests."""
     easy = QCConfig(max_new_outside=10 ** 9, max_healthy_pixels=10 ** 9, max_level_change=1e9)
     order = Order(fold, None, "cpu", InjectionConfig(budget=1.0, pool_cases=8, seed=1), easy,
                   tmp_path / "pool", 0, 1, os.getpid())
     engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
     try:
-        _until(engine, lambda: engine.counts()["pool_healthy_cases"] > 1)
-        first = read_manifest(order.pool)
+        _until(engine, lambda: read_manifest(order.pool))
         psutil.Process(engine._process.pid).kill()
         _until(engine, lambda: engine._process is None)
-        engine.start_epoch(1)
-        _until(engine, lambda: engine.counts()["pool_healthy_cases"] > len(first))
         row = engine.epoch_row()
     finally:
         engine.end()
-    assert row["seconds_synthesis"] > 0 < row["seconds_process"] and row["drafted_healthy"] > 0
+    assert row["seconds_synthesis"] > 0 < row["seconds_process"]
     records = read_manifest(order.pool)
-    assert records[:len(first)] == first and {r["judge"] for r in records} == {server.judge.hash}
-    numbers = [(r["kind"], r["number"]) for r in records]
-    assert len(set(numbers)) == len(numbers) and engine.server is None
+    assert {r["judge"] for r in records} == {server.judge.hash}
+    assert engine.server is None
     assert [("has ended" in text) for text in log] == [False, True]
 
 
-def test_a_warm_up_without_memory_is_not_waited_for(server, fold, tmp_path, log, inpainter,
-                                                    monkeypatch):
-    Short(inpainter.networks, 0, monkeypatch)
+def test_a_warm_up_without_memory_is_not_waited_for(server, fold, tmp_path, log, monkeypatch):
+    monkeypatch.setattr(server, "paused", True)
     injection = InjectionConfig(budget=1.0, pool_cases=8, warm_up=2)
     order = Order(fold, None, "cpu", injection, QCConfig(), tmp_path / "pool", 0, 1, os.getpid())
     begun = monotonic()

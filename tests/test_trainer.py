@@ -33,6 +33,7 @@ from tiny_training import (
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.discovery import VARIABLE, list_trainers, trainers_folder
 from nnunet_lgesynth.judge.segmenter import Segmenter
+from nnunet_lgesynth.pool.engine import Engine
 from nnunet_lgesynth.pool.generator import fit_generator
 from nnunet_lgesynth.pool.store import read_manifest
 from nnunet_lgesynth.trainer import LGESynthTrainer
@@ -230,11 +231,9 @@ def test_without_a_generator_the_command_that_fits_one_is_named(fold):
     assert not (output(trainer) / "lgesynth_pool").exists()
 
 
-@pytest.mark.parametrize("served", [False, True])
 def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, monkeypatch,
-                                                            without_pictures, served):
-    """`served`: as on an accelerator, where its networks run between the training's iterations."""
-    monkeypatch.setattr("nnunet_lgesynth.pool.attach.shares_device", lambda device: served)
+                                                            without_pictures):
+    """In the process, and, as on CUDA, with its networks in the training's; see test_server."""
     judge = Segmenter.load_fold(write_tiny_model(tmp_path / "nnUNet_results"), CPU).hash
     config = tiny_config(vae_steps=1, unet_steps=1, controlnet_steps=1, reward_steps=0)
     fit_generator(DATASET, "2d", 0, "nnUNetPlans", config, None, "cpu")
@@ -242,11 +241,25 @@ def test_a_fitted_inpainter_trains_and_its_drafts_are_judged(fold, tmp_path, mon
     trainer.run_training()
     assert rows(trainer)[0]["drafted"] > 0
     made = json.loads((trainer.engine.order.generator / "config.json").read_text())["hash"]
-    assert trainer.engine.generator == made and all(        # more of it in test_server
+    assert trainer.engine.generator == made and trainer.engine.server is None and all(
         r["generator"] == made and r["judge"] == judge
         for r in read_manifest(output(trainer) / "lgesynth_pool"))
-    assert served == (rows(trainer)[0]["seconds_process"] != rows(trainer)[0]["seconds_synthesis"])
-    assert trainer.engine.server is None                 # nothing is held for the validation
+    monkeypatch.setattr("nnunet_lgesynth.pool.attach.shares_device", lambda device: True)
+    monkeypatch.setattr(Engine, "_start", lambda self: None)
+    monkeypatch.setattr(Engine, "_wait_until_warm", lambda self: 0.0)
+    served, state = trainer_of(fold, "nnUNetTrainerLGESynth"), torch.get_rng_state()
+    served.get_tr_and_val_datasets()
+    remote = served.engine.server.remote
+    assert (remote.hash, remote.judge) == (made, judge) and served.engine.order.cores == 1
+    assert torch.equal(torch.get_rng_state(), state)
+    served._stop_synthesis()
+    assert served.engine.server is None                  # nothing is held for the validation
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    monkeypatch.setattr("nnunet_lgesynth.pool.attach.load_found", full)
+    with pytest.raises(UserError, match=r"no memory left for the inpainter .* smaller batch_size"):
+        trainer_of(fold, "nnUNetTrainerLGESynth").get_tr_and_val_datasets()
 
 
 def test_a_seed_fixes_initial_weights_in_every_arm(fold, monkeypatch):
