@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# before torch is loaded, for the processes of the tests, too: two test runners share the cores, and
+# threads in tiny layers only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -218,7 +218,7 @@ def test_a_process_fills_the_pool_through_the_training(server, fold, tmp_path, l
                   tmp_path / "pool", 0, 1, os.getpid())
     engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
     try:
-        _until(engine, lambda: read_manifest(order.pool))
+        _until(engine, lambda: read_manifest(order.pool) and engine.seconds)
         psutil.Process(engine._process.pid).kill()
         _until(engine, lambda: engine._process is None)
         row = engine.epoch_row()
