@@ -395,6 +395,7 @@ def test_nnunetv2_train_runs_to_its_validation_on_data_that_is_read_only(fold, m
     """nnU-Net's own entry, validation included; that starts spawned processes, so it is slow."""
     monkeypatch.setattr(stock, "default_num_processes", 1)
     monkeypatch.setenv("LGESYNTH_EPOCHS", "1")
+    monkeypatch.setenv("LGESYNTH_ITERATIONS", "12")      # few patches may all miss the scars
     with untouched(fold.folder.parent):
         run_training(DATASET, "2d", "0", "nnUNetTrainerLGEPaint", device=CPU)
     folder = next(Path(os.environ["nnUNet_results"]).glob("*/nnUNetTrainerLGEPaint__*/fold_0"))
