@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetNumpy,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_fold import write_tiny_fold
 from tiny_nnunet import REGIONS, REGIONS_ORDER, tiny_dataset_json, tiny_plans
 
 from nnunet_lgesynth.config import UserError
@@ -289,3 +290,20 @@ def test_fold_and_case_pickle(world):
     assert again == fold
     assert np.array_equal(pickle.loads(pickle.dumps(again.read("Case.2_P"))).labels,
                           fold.read("Case.2_P").labels)
+
+
+def test_a_subset_keeps_the_share_of_scarred_cases_and_is_part_of_any_larger_one(tmp_path):
+    fold = write_tiny_fold(tmp_path, cases=11)              # every other case is scarred
+    scarred, before = fold.scarred(), set()
+    assert len(scarred) == 5 and scarred < set(fold.train)
+    for patients in range(2, 10):
+        part = fold.subset(patients)
+        assert len(part.train) == patients and before < set(part.train) and part.val == fold.val
+        assert part.scarred() == scarred & set(part.train)
+        assert len(part.scarred()) == pytest.approx(patients * 5 / 9, abs=0.51)
+        assert part.split_hash != fold.split_hash or patients == 9
+        before = set(part.train)
+    assert fold.subset(9) == fold == fold.subset(None)
+    for patients in (1, 10):
+        with pytest.raises(UserError, match=r"must lie in 2\.\.9"):
+            fold.subset(patients)

@@ -3,7 +3,7 @@ was served and drafted is counted, and nothing that happens to the process ends 
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from waiting import PATIENCE, until
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
@@ -27,7 +28,6 @@ from nnunet_lgesynth.pool.studio import Studio
 INJECTION = InjectionConfig(probability=0.8, pool_cases=4, refresh_cases=2, budget=1.0, seed=1,
                             ratio_cap=100)
 CPU = torch.device("cpu")
-PATIENCE = 120           # seconds; the process imports torch first, and machines may be busy
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def start(fold, tmp_path, log):
     """A factory: what a trainer gets when its data loaders are made."""
     engines = []
 
-    def make(injection=INJECTION, rank=0, world=1, generator="paint", epoch=0):
+    def make(injection=INJECTION, rank=0, world=1, generator="paint", epoch=0, qc=None):
         training = type(fold.cases_folder(fold.folder))(str(fold.folder), list(fold.train))
         engine, dataset = attach(
             generator, injection, fold.plans, "2d", 0, fold.dataset_json, fold.folder, training,
-            list(fold.val), tmp_path / "fold_0", CPU, log.append, rank, world, epoch=epoch)
+            list(fold.val), tmp_path / "fold_0", CPU, log.append, rank, world, qc, epoch)
         engines.append(engine)
         return engine, dataset
     yield make
@@ -67,15 +67,6 @@ def serve(dataset, times: int) -> None:
         dataset.load_case(dataset.identifiers[k % len(dataset.identifiers)])[0][:]
 
 
-def until(engine, reached) -> None:
-    """Tend the engine, as a training does after each iteration, until `reached()`."""
-    deadline = monotonic() + PATIENCE
-    while not reached():
-        assert monotonic() < deadline, "the process did not get there"
-        engine.tend()
-        sleep(0.05)
-
-
 def test_a_training_begins_at_once_and_the_pool_fills_while_it_runs(start, log, tmp_path):
     engine, dataset = start()
     assert len(log) == 1 and "WARNING: the pool is empty" in log[0]
@@ -83,8 +74,8 @@ def test_a_training_begins_at_once_and_the_pool_fills_while_it_runs(start, log, 
     first = engine.epoch_row()
     assert (first["probability"], first["patches"], first["injected_patches"]) == (0.0, 20, 0)
     assert first["synthesis_share"] is not None and first["memory_mb"] > 0
-    until(engine, lambda: min(engine.counts()["pool_scarred_cases"],
-                              engine.counts()["pool_healthy_cases"]) == 4)
+    until(lambda: min(engine.counts()["pool_scarred_cases"],
+                      engine.counts()["pool_healthy_cases"]) == 4, engine.tend)
     serve(dataset, 100)
     row = engine.epoch_row()
     assert row["probability"] == 0.8 and 0.5 < row["injected_fraction"] < 1
@@ -95,7 +86,7 @@ def test_a_training_begins_at_once_and_the_pool_fills_while_it_runs(start, log, 
         engine.start_epoch(1)                            # a full pool is renewed, but not yet
         sleep(1)
         assert len(read_manifest(engine.folder)) == 8
-    until(engine, lambda: len(read_manifest(engine.folder)) == 12)
+    until(lambda: len(read_manifest(engine.folder)) == 12, engine.tend)
     assert engine.counts()["pool_scarred_cases"] == 4 and len(log) == 1
     assert json.loads(json.dumps([first, row])) == [first, row]
     seeds = [r["seed"] for r in read_manifest(engine.folder)]
@@ -119,16 +110,16 @@ def test_a_process_that_dies_is_started_again_and_the_pool_goes_on(start, log, f
     engine, dataset = start(epoch=3)
     assert not log                                       # the pool is that of the training
     psutil.Process(engine._process.pid).kill()
-    until(engine, lambda: log)
+    until(lambda: log, engine.tend)
     assert "has ended" in log[0] and "goes on with the pool" in log[0] and "again" in log[0]
     serve(dataset, 40)
     assert engine.epoch_row()["injected_fraction"] > 0
     engine.start_epoch(4)
-    until(engine, lambda: engine.counts()["pool_scarred_cases"] == 4)
+    until(lambda: engine.counts()["pool_scarred_cases"] == 4, engine.tend)
     for epoch in range(5, 5 + RESTARTS):
         if engine._process is not None:
             psutil.Process(engine._process.pid).kill()
-        until(engine, lambda: engine._pipe is None)
+        until(lambda: engine._pipe is None, engine.tend)
         engine.start_epoch(epoch)
     assert engine._process is None and "not started again" in log[-1]
     assert len(log) == 1 + RESTARTS
@@ -147,12 +138,12 @@ def test_a_restarted_process_that_cannot_begin_costs_no_training(start, log, fol
     fill(fold, tmp_path / "fold_0" / POOL_FOLDER, 2)
     engine, dataset = start(replace(INJECTION, warm_up=2), epoch=7)
     psutil.Process(engine._process.pid).kill()
-    until(engine, lambda: engine._pipe is None)
+    until(lambda: engine._pipe is None, engine.tend)
     for identifier in fold.train:
         for path in fold.folder.glob(f"{identifier}*"):
             path.rename(path.with_name(f"moved_{path.name}"))
     engine.start_epoch(8)
-    until(engine, lambda: engine._pipe is None)
+    until(lambda: engine._pipe is None, engine.tend)
     assert "gave up (" in log[-1] and "goes on with the pool" in log[-1]
     assert dataset.injection.warm_up == 2 and engine.counts()["pool_scarred_cases"] >= 2
 
@@ -192,7 +183,7 @@ def test_what_is_wrong_with_the_fold_is_heard_of_by_the_training(start, fold):
         fold.write(replace(case, labels=np.where(case.labels == 2, 3, case.labels)), fold.folder)
     engine, _ = start()
     with pytest.raises(UserError, match=r"nothing to paint into|no measurable scar|None of the"):
-        until(engine, lambda: False)
+        until(lambda: False, engine.tend)
     assert engine._process is None
 
 
@@ -220,9 +211,9 @@ CHILD = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on POSIX only")
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_process_ends_with_its_training_however_that_ends(tmp_path, signal_number):
-    """Also while a worker of the training lives on, which holds the pipe open."""
+def test_the_process_ends_with_its_training_when_that_is_killed(tmp_path):
+    """Also while a worker of the training lives on, which holds the pipe open. (SIGTERM and Ctrl-C:
+    test_faults.)"""
     script = tmp_path / "training.py"
     script.write_text(textwrap.dedent(CHILD.format(tests=str(Path(__file__).parent),
                                                    folder=str(tmp_path))))
@@ -234,7 +225,7 @@ def test_the_process_ends_with_its_training_however_that_ends(tmp_path, signal_n
         while len(read_manifest(tmp_path / "fold_0" / POOL_FOLDER)) < 2:
             assert monotonic() < deadline
             sleep(0.05)
-        training.send_signal(signal_number)
+        training.kill()
         try:
             assert pool.wait(PATIENCE) is None or not pool.is_running()
         finally:
@@ -380,3 +371,32 @@ def test_the_training_process_needs_no_diffusion_library():
     code = f"import sys, nnunet_lgesynth.pool.attach; print({set(heavy)} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=True).stdout.strip() == "set()"
+
+
+def test_where_nothing_is_accepted_nothing_is_injected_and_drafting_keeps_its_budget(start, log):
+    engine, dataset = start(InjectionConfig(probability=1.0, budget=0.4, grace=0.2),
+                            qc=QCConfig(min_contrast_share=np.inf, max_level_change=-1.0))
+    until(lambda: any("refused 40 samples in a row" in text for text in log), engine.tend)
+    process = psutil.Process(engine._process.pid)
+    begun, before = monotonic(), sum(process.cpu_times()[:2])
+    sleep(3)
+    share = (sum(process.cpu_times()[:2]) - before) / (monotonic() - begun)
+    row = engine.epoch_row()
+    assert share < 0.6                                   # of a core: it drafts on, but never spins
+    assert row["probability"] == row["accepted"] == 0 == dataset.probability() < row["drafted"]
+    assert engine._process is not None and sum("refused" in text for text in log) == 1
+
+
+def test_a_pool_that_is_deleted_under_a_training_is_filled_and_served_again(start, log):
+    engine, dataset = start(InjectionConfig(probability=1.0, pool_cases=4, budget=1.0,
+                                            ratio_cap=1e9))
+    until(lambda: engine.counts()["pool_scarred_cases"] == 4, engine.tend)
+    dataset.load_case(dataset.identifiers[0])
+    until(lambda: not shutil.rmtree(engine.folder, ignore_errors=True)
+          and not (engine.folder / "manifest.jsonl").exists())
+    dataset.load_case(dataset.identifiers[0])
+    until(lambda: engine.counts()["pool_scarred_cases"] == 4, engine.tend)
+    assert sum("was deleted" in text for text in log) == 1
+    for identifier in 10 * dataset.identifiers:
+        dataset.load_case(identifier)[0][:]
+    assert engine.epoch_row()["injected_fraction"] > 0.5 and engine._process is not None

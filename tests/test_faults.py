@@ -4,21 +4,18 @@ leaves no process behind, and what it leaves on disk can be continued."""
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
-import numpy as np
 import psutil
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from tiny_training import (
-    CPU,
     INJECTION,
     enter_nnunet,
     output,
@@ -27,16 +24,16 @@ from tiny_training import (
     trainer_of,
     write_tiny_training,
 )
+from waiting import PATIENCE, until
 
-from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
+from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
-from nnunet_lgesynth.pool.attach import POOL_FOLDER, attach
+from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.store import read_manifest, whole_lines
 from nnunet_lgesynth.pool.studio import Studio
 from nnunet_lgesynth.trainer import LGESynthTrainer
 
 PAINT, REAL = "nnUNetTrainerLGEPaint", "nnUNetTrainerLGEReal"
-PATIENCE = 180           # seconds; a process imports torch first, and machines may be busy
 
 
 @pytest.fixture
@@ -45,14 +42,6 @@ def fold(tmp_path, monkeypatch):
     enter_nnunet(monkeypatch, tmp_path)
     shorten_trainings(monkeypatch)
     return write_tiny_training(tmp_path)
-
-
-def until(reached, tend=lambda: None) -> None:
-    deadline = monotonic() + PATIENCE
-    while not reached():
-        assert monotonic() < deadline, "it did not get there"
-        tend()
-        sleep(0.02)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -217,49 +206,3 @@ def test_a_removed_case_is_refused_while_the_split_names_it_and_then_not_served(
     served = {source.get(name) for folder, name in read if folder == pool / "cases"}
     assert served and removed not in served
     assert rows(trainer)[-1]["injected_fraction"] > 0
-
-
-@pytest.fixture
-def start(fold, tmp_path, log):
-    """A factory: engine and training set of a training with a real process that fills its pool."""
-    engines = []
-
-    def make(injection, qc=None):
-        training = nnUNetDatasetBlosc2(str(fold.folder), list(fold.train))
-        engine, dataset = attach(
-            "paint", injection, fold.plans, "2d", 0, fold.dataset_json, fold.folder, training,
-            list(fold.val), tmp_path / "fold_0", CPU, log.append, qc=qc)
-        engines.append(engine)
-        return engine, dataset
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def test_where_nothing_is_accepted_nothing_is_injected_and_drafting_keeps_its_budget(start, log):
-    engine, dataset = start(InjectionConfig(probability=1.0, budget=0.4, grace=0.2),
-                            QCConfig(min_contrast_share=np.inf, max_level_change=-1.0))
-    until(lambda: any("refused 40 samples in a row" in text for text in log), engine.tend)
-    process = psutil.Process(engine._process.pid)
-    begun, before = monotonic(), sum(process.cpu_times()[:2])
-    sleep(3)
-    share = (sum(process.cpu_times()[:2]) - before) / (monotonic() - begun)
-    row = engine.epoch_row()
-    assert share < 0.6                                   # of a core: it drafts on, but never spins
-    assert row["probability"] == row["accepted"] == 0 == dataset.probability() < row["drafted"]
-    assert engine._process is not None and sum("refused" in text for text in log) == 1
-
-
-def test_a_pool_that_is_deleted_under_a_training_is_filled_and_served_again(start, log):
-    engine, dataset = start(InjectionConfig(probability=1.0, pool_cases=4, budget=1.0,
-                                            ratio_cap=1e9))
-    until(lambda: engine.counts()["pool_scarred_cases"] == 4, engine.tend)
-    dataset.load_case(dataset.identifiers[0])
-    until(lambda: not shutil.rmtree(engine.folder, ignore_errors=True)
-          and not (engine.folder / "manifest.jsonl").exists())
-    dataset.load_case(dataset.identifiers[0])
-    until(lambda: engine.counts()["pool_scarred_cases"] == 4, engine.tend)
-    assert sum("was deleted" in text for text in log) == 1
-    for identifier in 10 * dataset.identifiers:
-        dataset.load_case(identifier)[0][:]
-    assert engine.epoch_row()["injected_fraction"] > 0.5 and engine._process is not None

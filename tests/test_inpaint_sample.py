@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 from tiny_fold import write_tiny_fold
-from tiny_inpaint import tiny_config, tiny_slices
+from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
 from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.generators.condition import control_map, paste_array
@@ -15,7 +15,6 @@ from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.generators.inpaint import sample
 from nnunet_lgesynth.generators.inpaint.batch import collate, latent_shape
 from nnunet_lgesynth.generators.inpaint.data import as_healthy
-from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter, denoise
 
 
@@ -26,12 +25,7 @@ def slices(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inpainter(slices):
-    torch.manual_seed(0)
-    networks = build(slices.config)
-    for parameter in networks.controlnet.parameters():   # zero where untrained: make it matter
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    networks.train_only()
-    return Inpainter(networks, slices.config, slices.prior, "0" * 12)
+    return tiny_inpainter(slices)
 
 
 def test_a_sample_is_the_same_bit_by_bit_alone_and_among_any_others(inpainter, slices):

@@ -6,10 +6,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from tiny_inpaint import tiny_config, tiny_slices
+from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
-from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.pool.rebuild import rebuild
@@ -40,11 +39,7 @@ class Whim:
 
 def inpainter(fold) -> Inpainter:
     """The same untrained networks at each call, without what the others have computed."""
-    config = tiny_config()
-    torch.manual_seed(0)
-    networks = build(config)
-    networks.train_only()
-    return Inpainter(networks, config, tiny_slices(fold, config).prior, "1" * 12)
+    return tiny_inpainter(tiny_slices(fold, tiny_config()))
 
 
 def filled(fold, generator, judge, tmp_path) -> Studio:

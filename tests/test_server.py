@@ -12,12 +12,11 @@ import psutil
 import pytest
 import torch
 from tiny_fold import write_tiny_fold
-from tiny_inpaint import tiny_config, tiny_slices
+from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 from tiny_nnunet import write_tiny_model
+from waiting import PATIENCE, until
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
-from nnunet_lgesynth.generators.inpaint.networks import build
-from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool import lanes
 from nnunet_lgesynth.pool.background import Order
@@ -27,7 +26,6 @@ from nnunet_lgesynth.pool.server import LANES, MOST_CREDIT, Server
 from nnunet_lgesynth.pool.store import read_manifest
 
 SPAWN = multiprocessing.get_context("spawn")
-PATIENCE = 60          # seconds
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +35,7 @@ def slices(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inpainter(slices):
-    torch.manual_seed(0)
-    networks = build(slices.config)
-    networks.train_only()
-    return Inpainter(networks, slices.config, slices.prior, "0" * 12)
+    return tiny_inpainter(slices)
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +213,9 @@ def test_a_process_fills_the_pool_through_the_training(server, fold, tmp_path, l
                   tmp_path / "pool", 0, 1, os.getpid())
     engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
     try:
-        _until(engine, lambda: read_manifest(order.pool) and engine.seconds)
+        until(lambda: read_manifest(order.pool) and engine.seconds, engine.tend)
         psutil.Process(engine._process.pid).kill()
-        _until(engine, lambda: engine._process is None)
+        until(lambda: engine._process is None, engine.tend)
         row = engine.epoch_row()
     finally:
         engine.end()
@@ -239,12 +234,3 @@ def test_a_warm_up_without_memory_is_not_waited_for(server, fold, tmp_path, log,
     engine = Engine(order, server.remote.hash, 2, log.append, 0, server)
     engine.end()
     assert monotonic() - begun < PATIENCE
-
-
-def _until(engine, reached) -> None:
-    """Tend the engine, as a training does after each iteration."""
-    deadline = monotonic() + 2 * PATIENCE
-    while not reached():
-        assert monotonic() < deadline, "the process did not get there"
-        engine.tend()
-        sleep(0.01)

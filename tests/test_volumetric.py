@@ -7,12 +7,10 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_fold import in_3d, write_tiny_fold
-from tiny_inpaint import tiny_config, tiny_slices
+from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
 from nnunet_lgesynth.anatomy.scar import ScarSpec, paint_mask
 from nnunet_lgesynth.config import InjectionConfig, QCConfig
-from nnunet_lgesynth.generators.inpaint.networks import build
-from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.paint import Painter
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.pool.rebuild import rebuild
@@ -103,13 +101,7 @@ def test_a_lesion_that_thins_out_on_the_way_has_no_gap(flat, fold, heart):
 def generator(request, flat):
     if request.param == "paint":
         return Painter()
-    config = tiny_config()
-    torch.manual_seed(0)
-    networks = build(config)
-    for parameter in networks.controlnet.parameters():   # zero where untrained: make it matter
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    networks.train_only()
-    return Inpainter(networks, config, tiny_slices(flat, config).prior, "0" * 12)
+    return tiny_inpainter(tiny_slices(flat, tiny_config()))
 
 
 @pytest.mark.parametrize("healthy", [False, True])

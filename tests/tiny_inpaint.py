@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import torch
+
 from nnunet_lgesynth.config import FitConfig, NetworkConfig
 from nnunet_lgesynth.generators.inpaint.data import SliceSet
+from nnunet_lgesynth.generators.inpaint.networks import build
+from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 
-__all__ = ["haar_config", "tiny_config", "tiny_slices"]
+__all__ = ["haar_config", "tiny_config", "tiny_inpainter", "tiny_slices"]
 
 
 def tiny_config(vae_factor: int = 2, **changes) -> FitConfig:
@@ -26,3 +30,13 @@ def haar_config(**changes) -> FitConfig:
 def tiny_slices(fold, config: FitConfig) -> SliceSet:
     subjects = read_subjects(fold, fold.train)
     return SliceSet.of(fold, config, measure_prior(subjects, fold, "sector"), subjects)
+
+
+def tiny_inpainter(slices: SliceSet) -> Inpainter:
+    """One that was never fitted."""
+    torch.manual_seed(0)
+    networks = build(slices.config)
+    for parameter in networks.controlnet.parameters():   # zero where untrained: make it matter
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    networks.train_only()
+    return Inpainter(networks, slices.config, slices.prior, "0" * 12)

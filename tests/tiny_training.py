@@ -48,7 +48,9 @@ def enter_nnunet(monkeypatch, folder) -> None:
 
 def shorten_trainings(monkeypatch) -> None:
     """In this process, our trainers are found and train two epochs of two iterations, with samples
-    from the first on; figures, which take seconds each, are not drawn."""
+    from the first on; figures, which take seconds each, are not drawn. Which slices are cut is the
+    same each time: a few patches can all miss the scars."""
+    np.random.seed(0)
     monkeypatch.setenv(VARIABLE, str(trainers_folder()))
     for name, value in (("EPOCHS", "2"), ("ITERATIONS", "2"), ("SEED", "0")):
         monkeypatch.setenv(f"LGESYNTH_{name}", value)

@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 
 __all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar", "read_json",
-           "refuse_cascade"]
+           "refuse_cascade", "split_hash"]
 
 PLANAR = "2d"                                           # nnU-Net's own name for its slices
 DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
@@ -189,6 +190,37 @@ class Fold:
         """(rows, columns), or (slices, rows, columns) where the fold is volumetric."""
         return tuple(self._configuration.patch_size)
 
+    def scarred(self) -> frozenset[str]:
+        """The training cases whose labels hold scar."""
+        return frozenset(i for i in self.train
+                         if np.isin(self.read(i).labels, self.info.roles.scars).any())
+
+    def subset(self, patients: int | None) -> Fold:
+        """The fold with so many of its training cases, with and without scar in the share that all
+        have; the same on every machine, and a part of any larger subset. None: all."""
+        if patients is None:
+            return self
+        if not 2 <= patients <= len(self.train):
+            raise UserError(f"The number of training patients must lie in 2..{len(self.train)} "
+                            f"for fold {self.fold}, not {patients}.")
+        scarred = self.scarred()
+        groups = [sorted(group, key=lambda i: sha256(i.encode()).digest())
+                  for group in (scarred, set(self.train) - scarred)]
+        first = min(max(round(patients * len(scarred) / len(self.train)), bool(scarred)),
+                    len(scarred))
+        chosen = [*groups[0][:first], *groups[1][:patients - first]]
+        return replace(self, train=tuple(sorted(chosen)))
+
+    @property
+    def raw_info(self) -> DatasetInfo:
+        """`info` with its frame in the axis order of the raw files and of nnU-Net's predictions."""
+        return _info(self.dataset, self.folder.parent)
+
+    @property
+    def split_hash(self) -> str:
+        """Names the split; see `split_hash`."""
+        return split_hash(self.train, self.val)
+
     @property
     def volumetric(self) -> bool:
         """Whether nnU-Net trains on 3D patches, of stacks that are resampled through-plane, too."""
@@ -212,6 +244,11 @@ class Fold:
         stored = self._configuration.spacing if self.volumetric else \
             [original[0], *self._configuration.spacing[-2:]]
         return tuple(float(s) for s in stored)
+
+
+def split_hash(train: Sequence[str], val: Sequence[str]) -> str:
+    """Twelve digits that name a fold's cases, whatever their order."""
+    return sha256(json.dumps([sorted(train), sorted(val)]).encode()).hexdigest()[:12]
 
 
 def planar(plans: dict, configuration: str) -> str:

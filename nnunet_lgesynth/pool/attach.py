@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+import joblib
 import torch
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
@@ -57,8 +57,7 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
     share = dataclasses.replace(injection, **{
         name: -(-getattr(injection, name) // world)
         for name in ("pool_cases", "refresh_cases", "warm_up")})
-    scarred = frozenset(i for i in opened.train
-                        if np.isin(opened.read(i).labels, opened.info.roles.scars).any())
+    scarred = opened.scarred()
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
                   1 if server else _cores(device), os.getpid())
     engine = Engine(order, hash_of(found), len(scarred), say, epoch, server)
@@ -94,8 +93,6 @@ def _load(found: Path, fold: Fold, device: torch.device, share: float,
 
 
 def _cores(device: torch.device) -> int:
-    """What the budget is a share of: on a GPU its time, on a CPU that of the cores in use."""
-    if device.type != "cpu":
-        return 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(torch.get_num_threads(), allowed or 1)
+    """What the budget is a share of: on a GPU its time, on a CPU that of the cores in use, of which
+    a container may allow fewer than torch has threads."""
+    return min(torch.get_num_threads(), joblib.cpu_count()) if device.type == "cpu" else 1
