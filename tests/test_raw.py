@@ -313,6 +313,21 @@ def test_splits_are_disjoint_stratified_and_repeatable():
         assert 3 <= normal <= 4
 
 
+def test_cases_of_one_patient_are_validated_on_together_and_others_stay():
+    names = [f"c{k:02d}" for k in range(20)]
+    before, after = (make_splits(names, ["p"] * 20, same) for same in (None, {"c07": "c03"}))
+    fold, = (k for k, s in enumerate(after) if "c03" in s["val"])
+    assert "c07" in after[fold]["val"] and "c03" in before[fold]["val"]
+    assert any({"c07"} == set(s["val"]) - set(t["val"]) for s, t in zip(before, after))
+    for old, new in zip(before, after):
+        assert set(new["val"]) - {"c07"} == set(old["val"]) - {"c07"}
+        assert set(new["val"]).isdisjoint(new["train"])
+        assert sorted([*new["train"], *new["val"]]) == names
+    assert make_splits(names, ["p"] * 20, {"c07": "absent"}) == before
+    with pytest.raises(UserError, match="of one patient"):
+        make_splits(["a", "b"], ["p", "n"], {"b": "a"})
+
+
 @pytest.mark.parametrize("names, strata, folds", [
     (["a", "b", "c"], ["p", "p", "n"], 3), (["a", "b"], ["p", "n"], 2),
     ([f"{k}" for k in range(9)], ["p"] * 9, 5)])

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,14 @@ SPLIT_SEED = 12345   # nnU-Net's own
 
 @dataclass(frozen=True)
 class SourceCase:
-    """One patient: a file a channel, the labels if there are any, and the stratum of the split."""
+    """One stack: a file a channel, the labels if there are any, and the stratum of the split.
+    `same_as` names an earlier case of the same patient: both are validated on in one fold."""
 
     identifier: str
     images: tuple[Path, ...]
     labels: Path | None
     stratum: str
+    same_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *
             "reference": reference, "licence": licence,
             "converted_by": "nnunet-lgesynth"})
         write_json(partial / "splits_final.json", make_splits(
-            [c.identifier for c in labelled], [c.stratum for c in labelled]))
+            [c.identifier for c in labelled], [c.stratum for c in labelled],
+            {c.identifier: c.same_as for c in labelled if c.same_as is not None}))
         write_info(partial, info)
         swap_in(partial, target)
     except OSError as error:
@@ -230,9 +233,14 @@ def _resample_labels(labels: sitk.Image, grid: tuple, like: sitk.Image) -> sitk.
     return result
 
 
-def make_splits(identifiers: Sequence[str], strata: Iterable[str]) -> list[dict]:
+def make_splits(identifiers: Sequence[str], strata: Iterable[str],
+                same: Mapping[str, str] | None = None) -> list[dict]:
     """nnU-Net's `splits_final.json`: up to 5 folds, one patient in one validation set, strata
-    (pathological / normal) spread evenly; the same for the same input on every machine."""
+    (pathological / normal) spread evenly; the same for the same input on every machine.
+
+    `same` maps a case to another one of its patient, whose validation set it joins; all other
+    cases stay where they would be without.
+    """
     order = sorted(zip(identifiers, strata))
     names = np.array([i for i, _ in order])
     groups = [s for _, s in order]
@@ -244,5 +252,12 @@ def make_splits(identifiers: Sequence[str], strata: Iterable[str]) -> list[dict]
         groups, counts = ["all"] * len(names), [len(names)]
     folds = StratifiedKFold(min(5, *counts) if len(counts) > 1 else min(5, len(names)),
                             shuffle=True, random_state=SPLIT_SEED)
-    return [{"train": names[a].tolist(), "val": names[b].tolist()}
-            for a, b in folds.split(names, groups)]
+    held = {name: k for k, (_, b) in enumerate(folds.split(names, groups)) for name in names[b]}
+    held |= {case: held[other] for case, other in (same or {}).items() if other in held}
+    splits = [{"train": [str(n) for n in names if held[n] != k],
+               "val": [str(n) for n in names if held[n] == k]}
+              for k in range(folds.get_n_splits())]
+    if not all(s["train"] and s["val"] for s in splits):
+        raise UserError("A fold is left without cases once those of one patient are kept together; "
+                        "add labelled cases to the source.")
+    return splits
