@@ -29,7 +29,8 @@ from benchmarks import drafts as d
 from benchmarks import exit_code, realism, records, result_file, testset
 from benchmarks.judges import load_judges
 from benchmarks.tables import table
-from nnunet_lgesynth.benchmark.compare import interval, number_row
+from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.statistics import interval
 from nnunet_lgesynth.config import QCConfig, UserError, named_preset
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.fitted import preset_of, read_fitted

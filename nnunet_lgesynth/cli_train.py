@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nnunet_lgesynth.cli_flags import budget_flags, device_flag, fold_flags, fold_name
-from nnunet_lgesynth.config import PRESETS, UserError, seeded
+from nnunet_lgesynth.config import PRESETS, UserError, limited, seeded
 
 __all__ = ["add_benchmark", "add_export", "add_fit", "add_train", "benchmark", "fit", "train"]
 
@@ -25,6 +25,8 @@ def add_fit(commands) -> None:
     parser.add_argument("--text-encoder", metavar="PATH", help="transformers model: path or hub id")
     parser.add_argument("--seed", type=int, default=0, help=(
         "another seed makes a generator of its own, <preset>-seed<N> (default 0)"))
+    parser.add_argument("--patients", type=int, metavar="N", help=(
+        "fit on N of the fold's training cases, the same ones as lgesynth train --patients N"))
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")
     device_flag(parser)
@@ -34,7 +36,7 @@ def add_fit(commands) -> None:
 def fit(arguments) -> int:
     from nnunet_lgesynth.pool.generator import fit_generator
 
-    config = seeded(PRESETS[arguments.preset], arguments.seed)
+    config = seeded(limited(PRESETS[arguments.preset], arguments.patients), arguments.seed)
     if arguments.text_encoder:
         config = dataclasses.replace(config, text_encoder=arguments.text_encoder)
     folder = fit_generator(arguments.d, arguments.c, arguments.f, arguments.p, config,
@@ -60,6 +62,9 @@ def add_train(commands) -> None:
         parser.add_argument(f"-{flag}")
     parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
     parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
+    parser.add_argument("--patients", type=int, metavar="N", help=(
+        "train on N of the fold's training cases: with and without scar as in all, and a part of "
+        "any larger N"))
     parser.add_argument("--generator", metavar="DIR", help="fold folder of a fitted generator")
     device_flag(parser)
     parser.set_defaults(run=train)
@@ -74,7 +79,8 @@ def train(arguments) -> int:
         Fold.open(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
         usable_device(arguments.device)
     add_to_environment()
-    given = {f: v for f in ("epochs", "iterations", "warm_up", "seed", "probability", "generator")
+    given = {f: v for f in ("epochs", "iterations", "warm_up", "seed", "probability", "patients",
+                             "generator")
              if (v := getattr(arguments, f)) is not None}
     find_trainer(arguments.tr, [f"--{f.replace('_', '-')}" for f in given])
     os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})
@@ -101,7 +107,10 @@ def add_benchmark(commands) -> None:
     parser = commands.add_parser("benchmark", help="train what is missing, compare the arms")
     fold_flags(parser, fold=False)
     parser.add_argument("--arms", nargs="+", default=["real", "paint", "lgesynth"],
-                        metavar="ARM", help="real, paint, lgesynth or any trainer's name")
+                        metavar="ARM", help=(
+                            "real, paint, lgesynth, synthetic-only or any trainer's name; "
+                            "lgesynth:p=0.25,n=20 injects with probability 0.25 and trains on 20 "
+                            "patients"))
     parser.add_argument("--folds", nargs="+", type=int, default=[0])
     parser.add_argument("--seeds", type=int, default=1, help="how many, counted from 0")
     parser.add_argument("--preset", default="gpu-2d", choices=sorted(PRESETS))

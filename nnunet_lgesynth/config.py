@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
-           "UserError", "config_hash", "from_dict", "make_folder", "named_preset", "new_folder",
-            "preset_flags", "replacing", "seeded", "write_json", "write_text"]
+           "UserError", "config_hash", "from_dict", "hash_of", "limited", "make_folder",
+           "named_preset", "new_folder", "preset_flags", "replacing", "seeded", "write_json",
+           "write_text"]
 
 
 class UserError(ValueError):
@@ -89,6 +91,7 @@ class FitConfig:
     text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
     save_every: int = 250
     seed: int = 0
+    patients: int | None = None     # training cases that it may see; None: all of the fold's
 
     def __post_init__(self):
         if not 1 <= self.reward_last_steps <= self.sampler_steps <= 10:
@@ -251,18 +254,31 @@ def seeded(config: FitConfig, seed: int) -> FitConfig:
     return dataclasses.replace(config, seed=seed, preset=f"{config.preset}-seed{seed}")
 
 
+def limited(config: FitConfig, patients: int | None) -> FitConfig:
+    """The preset for so many of the fold's training cases, under a name of its own: `roi-cpu-n20`;
+    None leaves it as it is."""
+    if patients is None:
+        return config
+    return dataclasses.replace(config, patients=patients, preset=f"{config.preset}-n{patients}")
+
+
+VARIED = re.compile(r"(?P<name>.+?)(-n(?P<patients>\d+))?(-seed(?P<seed>\d+))?")
+
+
 def named_preset(preset: str) -> FitConfig | None:
-    """The config of this name, also of `<preset>-seed<n>`; None where there is none."""
-    name, _, seed = preset.partition("-seed")
-    if name not in PRESETS or not (seed.isdigit() or preset == name):
+    """The config of this name, also of `<preset>-n<patients>-seed<n>`; None where there is none."""
+    told = VARIED.fullmatch(preset)
+    if told is None or told["name"] not in PRESETS:
         return None
-    return seeded(PRESETS[name], int(seed or 0))
+    patients = told["patients"] and int(told["patients"])
+    return seeded(limited(PRESETS[told["name"]], patients), int(told["seed"] or 0))
 
 
 def preset_flags(preset: str) -> str:
     """The flags of `lgesynth fit` that give a config of this name."""
-    name, _, seed = preset.partition("-seed")
-    return f"--preset {name}" + (f" --seed {seed}" if seed else "")
+    told = VARIED.fullmatch(preset)
+    return f"--preset {told['name']}" + "".join(
+        f" --{flag} {told[flag]}" for flag in ("patients", "seed") if told[flag])
 
 
 def from_dict(cls, values: dict):
@@ -286,8 +302,12 @@ def from_dict(cls, values: dict):
 
 def config_hash(config) -> str:
     """12 hex digits that name a config; equal configs give equal hashes on every machine."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:12]
+    return hash_of(dataclasses.asdict(config))
+
+
+def hash_of(told: dict) -> str:
+    """The same of a config's dict."""
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_folder(path: str | Path) -> Path:

@@ -4,8 +4,8 @@ Only the narrowest hooks are used: the training set is wrapped, the engine is li
 iteration, one row an epoch goes to `lgesynth.jsonl` (of further GPUs to `lgesynth_rank1.jsonl`,
 ...). With `generator = None` nothing is wrapped at all. Settings come from class attributes; these
 environment variables change them for one run, the same way in every arm: LGESYNTH_EPOCHS,
-LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP, LGESYNTH_GENERATOR (a
-generator's fold folder). `lgesynth train` sets them from its flags.
+LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PATIENTS, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP,
+LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from its flags.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_text
+from nnunet_lgesynth.dataset.case import Fold, split_hash
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
 
 LOG_FILE, FIGURE = "lgesynth.jsonl", "lgesynth.png"     # of rank 0
+NO_CAP = 1e9           # of the ratio of synthetic to real cases
 VALIDATION_SHARE = 5   # stock nnU-Net validates 50 iterations for 250 of training
 
 
@@ -55,6 +57,7 @@ class LGESynthTrainer(nnUNetTrainer):
         probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
         warm_up = environment_number("LGESYNTH_WARM_UP", int, 0)
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
+        self.patients = environment_number("LGESYNTH_PATIENTS", int, 2)
         if epochs is not None:
             self.num_epochs = epochs
             self.save_every = min(self.save_every, max(1, epochs // 10))
@@ -62,7 +65,9 @@ class LGESynthTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = iterations
             self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
         if probability is not None:
-            self.injection = dataclasses.replace(self.injection, probability=probability)
+            cap = NO_CAP if probability == 1 else self.injection.ratio_cap    # synthetic only
+            self.injection = dataclasses.replace(self.injection, probability=probability,
+                                                 ratio_cap=cap)
         if warm_up is not None:
             self.injection = dataclasses.replace(self.injection, warm_up=warm_up)
         if self.seed is not None:
@@ -113,8 +118,19 @@ class LGESynthTrainer(nnUNetTrainer):
         finally:
             partial.unlink(missing_ok=True)
 
+    def do_split(self):
+        """As nnU-Net does; with LGESYNTH_PATIENTS only so many of the training cases are kept."""
+        train, val = super().do_split()
+        if self.patients is not None:
+            train = list(Fold.of_training(
+                self.plans_manager.plans, self.configuration_name, self.fold, self.dataset_json,
+                Path(self.preprocessed_dataset_folder), train, val).subset(self.patients).train)
+            self.print_to_log_file(f"Trains on {len(train)} patients: {', '.join(train)}")
+        return train, val
+
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()
+        self._split = split_hash(training.identifiers, validation.identifiers)
         if not self.injects:
             if self.generator is not None:
                 self.print_to_log_file("WARNING: injection probability 0, this is a real-only run.")
@@ -133,7 +149,8 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def on_train_start(self):
         super().on_train_start()
-        self._origin = {"device": machine(self.device.type), "versions": versions()}
+        self._origin = {"device": machine(self.device.type), "versions": versions(),
+                        "split": self._split}
         _drop_rows_from(self._rows_file, self.current_epoch)
 
     @property

@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.benchmark.collect import read_rows
-from nnunet_lgesynth.benchmark.plan import ARMS, Job
+from nnunet_lgesynth.benchmark.plan import Job, Settings, check_generators
+from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
+from nnunet_lgesynth.benchmark.variants import TRAINERS
 from nnunet_lgesynth.config import PRESETS, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
@@ -109,7 +112,7 @@ def workspace(tmp_path, monkeypatch):
 
 def fold_folder(workspace, arm: str, seed: int = 0):
     return (workspace / "out" / f"seed_{seed}" / "nnUNet_results" / NAME
-            / f"{ARMS[arm]}__nnUNetPlans__2d" / "fold_0")
+            / f"{TRAINERS[arm]}__nnUNetPlans__2d" / "fold_0")
 
 
 def finish(workspace, arm: str, shift: int, fraction: float, seed: int = 0) -> None:
@@ -225,6 +228,44 @@ def test_3d_arms_are_planned_with_a_2d_judge_and_generator(workspace):
         planned("lgesynth")
 
 
+def test_variants_are_planned_with_their_own_results_and_generators(workspace):
+    arms = ["real", "lgesynth:p=0.25", "lgesynth:n=2", "real:n=2"]
+    lines = [words(line) for line in go(workspace, arms, plan_only=True)["plan"]]
+    by_command = [(argv[3], env.get("LGESYNTH_PROBABILITY"), env.get("LGESYNTH_PATIENTS"),
+                   Path(env["nnUNet_results"]).parent.name) for env, argv in lines]
+    home = workspace.name
+    assert by_command == [
+        ("train", None, None, "seed_0"), ("train", None, "2", "seed_0_n2"),
+        ("fit", None, None, home), ("fit", None, None, home),
+        ("train", "0.25", None, "seed_0_p0.25"), ("train", None, "2", "seed_0_n2")]
+    whole, few = (argv for _, argv in lines if argv[3] == "fit")
+    assert "--patients" not in whole and few[few.index("--patients") + 1] == "2"
+    assert "seed_0/" in whole[whole.index("--reward") + 1]
+    assert "seed_0_n2/" in few[few.index("--reward") + 1]
+    generators = [Path(env["LGESYNTH_GENERATOR"]).parent.name.split("__")[0]
+                  for env, argv in lines if "LGESYNTH_GENERATOR" in env]
+    assert generators == ["LGESynth_demo", "LGESynth_demo-n2"]
+    with pytest.raises(UserError, match="names one twice"):
+        go(workspace, ["lgesynth:p=1", "synthetic-only"], plan_only=True)
+
+
+def test_a_generator_of_more_patients_than_its_arm_has_is_refused(workspace):
+    three = {"train": ["t0", "t1", "v0"], "val": ["v1", "v2", "v3"]}
+    (workspace / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps([three]))
+    folder = write_generator(workspace)
+    few = folder.parent.with_name(folder.parent.name.replace("demo", "demo-n2")) / folder.name
+    few.mkdir(parents=True)
+    told = json.loads((folder / "config.json").read_text())
+    told["config"] |= {"preset": "demo-n2", "patients": 2}
+    subset = Fold.open(NAME, "2d", 0).subset(2).train
+    (few / "config.json").write_text(json.dumps({**told, "train": list(subset)}))
+    check_generators(Settings(NAME, "2d", ("lgesynth:n=2",), (0,), 1, workspace, preset="demo"),
+                     {0: Fold.open(NAME, "2d", 0)})
+    (few / "config.json").write_text(json.dumps({**told, "train": three["train"]}))
+    with pytest.raises(UserError, match="not among the 2 patients of the arm"):
+        go(workspace, ["lgesynth:n=2"], plan_only=True)
+
+
 def test_the_plan_resumes_what_was_interrupted(workspace):
     finish(workspace, "real", 2, 0.0)
     assert go(workspace, ["real"], plan_only=True)["plan"] == []
@@ -249,7 +290,7 @@ def test_finished_trainings_go_through_to_a_report(workspace):
     assert rows["real+filter", "dice"]["n"] == 4
     assert rows["real", "dice"]["split"] == "validation, fold 0"
     assert str(workspace) not in outcome["results"].read_text()
-    assert outcome["verdict"].startswith("No gain shown")       # two patients prove nothing
+    assert outcome["verdict"].startswith("No evidence")       # two patients prove nothing
     text = outcome["report"].read_text()
     assert outcome["verdict"] in text and "data:image/png;base64," in text
     assert "Share of 2 real scar slices found as well by the real-only model: 1.000" in text
@@ -391,6 +432,59 @@ def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     (folder / "config.json").write_text(json.dumps({"val": []}))
     with pytest.raises(UserError, match=r"lacks \['config', 'train'\]"):
         go(workspace, ["lgesynth"], plan_only=True)
+
+
+def test_a_training_whose_pool_holds_validation_cases_is_refused(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    fill_pool(workspace, "paint")
+    path = fold_folder(workspace, "paint") / "lgesynth_pool" / "manifest.jsonl"
+    path.write_text(path.read_text().replace('"source": "t0"', '"source": "v1"'))
+    with pytest.raises(UserError, match=r"manifest\.jsonl names 1 validation cases .*first: v1"):
+        go(workspace)
+    assert {r["arm"] for r in read_rows(workspace / "out" / f"cases_{NAME}.jsonl")} == {
+        "real", "real+filter"}
+
+
+def test_a_training_of_another_split_is_refused(workspace):
+    finish(workspace, "real", 8, 0.0)
+    path = fold_folder(workspace, "real") / "lgesynth.jsonl"
+    told = path.read_text()
+    path.write_text(told.replace("{", '{"split": "0123456789ab", ', 1))
+    with pytest.raises(UserError, match=r"lgesynth\.jsonl is of another split .*0123456789ab"):
+        go(workspace, ["real"])
+    mine = Fold.open(NAME, "2d", 0).split_hash
+    path.write_text(told.replace("{", f'{{"split": "{mine}", ', 1))
+    assert go(workspace, ["real"])["results"].is_file()
+
+
+def test_an_external_image_that_was_trained_on_is_refused(workspace):
+    images, labels = workspace / "images", workspace / "labels"
+    rng = np.random.default_rng(0)
+    for path in (images / "e0_0000.nii.gz", images / "e1_0000.nii.gz",
+                 workspace / "nnUNet_raw" / NAME / "imagesTr" / "t1_0000.nii.gz"):
+        write_image(path, image := rng.normal(size=(3, 16, 16)).astype(np.float32))
+    for case in ("e0", "e1"):
+        write_image(labels / f"{case}.nii.gz", heart(3))
+    go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    write_image(images / "e1_0000.nii.gz", image)
+    with pytest.raises(UserError, match=r"e1_0000\.nii\.gz is the training image .*t1_0000"):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+
+
+def test_what_the_patients_can_show_is_told_before_anything_is_trained(workspace, monkeypatch,
+                                                                    capsys):
+    def fail(*_, **__):
+        raise UserError("no training here")
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.run.run_jobs", fail)
+    with pytest.raises(UserError, match="no training here"):
+        go(workspace)
+    told = json.loads((workspace / "out" / "benchmark.json").read_text())["before"]["validation"]
+    assert told == "4 patients, 2 with scar, 1 with no-reflow; too few to show any difference."
+    assert "of the 6 tests of primary metrics each finds" in smallest_effects(
+        4 * sorted((workspace / "nnUNet_preprocessed" / NAME / "gt_segmentations").iterdir()),
+        ROLES, ["real", "paint", "lgesynth"])
+    assert told in capsys.readouterr().out
 
 
 def test_a_generator_of_other_settings_is_not_recorded_as_the_preset(workspace):

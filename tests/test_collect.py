@@ -18,10 +18,10 @@ from nnunet_lgesynth.benchmark.collect import (
     training_summary,
 )
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles
 from nnunet_lgesynth.provenance import machine, package_commit, versions
 
-ROLES = Roles(cavity=1, myocardium=2, scar=3, no_reflow=4)
+INFO = DatasetInfo(Roles(cavity=1, myocardium=2, scar=3, no_reflow=4))
 RECIPE = Recipe("Dataset900_Toy", "2d", "nnUNetPlans", "nnUNetTrainerLGEPaint", 3, 2)
 
 
@@ -49,7 +49,7 @@ def training(tmp_path):
 
 def rows_of(training, cases=("a", "b")):
     return collect_cases(training, training.predictions,
-                         training.folder.parent / "labelsTr", cases, ROLES)
+                         training.folder.parent / "labelsTr", cases, INFO)
 
 
 def test_rows_hold_what_the_files_hold(training):

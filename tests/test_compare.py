@@ -1,19 +1,21 @@
-"""Laws of the comparison: known permutation p, honest nulls, pairing, and no gain without proof."""
+"""Laws of the comparison: pairing, honest nulls, no verdict without proof, and metrics of a run as
+scikit-learn has them."""
 
 import json
 
 import numpy as np
 import pytest
-
-from nnunet_lgesynth.benchmark.arms import Arm
-from nnunet_lgesynth.benchmark.compare import (
-    compare,
-    flip_p,
-    interval,
-    training_rows,
-    verdict,
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    recall_score,
+    roc_auc_score,
 )
-from nnunet_lgesynth.benchmark.metrics import aggregate
+
+from nnunet_lgesynth.benchmark.arms import CLASSES, PER_RUN, Arm
+from nnunet_lgesynth.benchmark.compare import compare, training_rows, verdict
 from nnunet_lgesynth.config import UserError
 
 CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",
@@ -36,10 +38,6 @@ def number(found, arm, metric):
     return hits[0]
 
 
-def last_mean(values):
-    return values.mean(axis=-1)
-
-
 def cohort(gain, n=10, seeds=(0,), noise=0.02):
     rng = np.random.default_rng(3)
     rows = []
@@ -49,14 +47,6 @@ def cohort(gain, n=10, seeds=(0,), noise=0.02):
             real, other = base + noise * rng.normal(size=2)
             rows += [case("real", f"p{i}", real, seed), case("paint", f"p{i}", other + gain, seed)]
     return rows
-
-
-def test_sign_flip_is_exhaustive_for_few_patients():
-    assert flip_p((np.array([0.1, 0.2, 0.3, 0.4, 0.5]),), last_mean) == pytest.approx(2 / 32)
-    # sums at least as large as that of (1, 2, -0.5): 2 of 8 sign patterns, 2.5 and 3.5
-    assert flip_p((np.array([1.0, 2.0, -0.5]),), last_mean) == pytest.approx(2 * 2 / 8)
-    assert flip_p((np.zeros(4),), last_mean) == 1.0
-    assert flip_p((np.array([0.3]),), last_mean) == 1.0
 
 
 def test_means_are_over_seeds_within_a_patient_then_over_patients():
@@ -82,19 +72,19 @@ def test_a_clear_gain_is_shown_and_an_interval_around_zero_is_not():
     assert 0 < difference["low"] < difference["value"] < difference["high"]
     assert number(gain, "paint", "dice_tp_p_vs_real")["value"] == pytest.approx(
         2 / 2 ** 10, abs=1e-6)
-    assert gain.verdict[0].startswith("Gain shown: paint, Dice-TP +0.")
+    assert gain.verdict[0].startswith("Helps: paint, Dice-TP +0.")
     none = compare(cohort(0.0), CONTEXT, 500)
     difference = number(none, "paint", "dice_tp_diff_vs_real")
     assert difference["low"] < 0 < difference["high"]
-    assert none.verdict[0].startswith("No gain shown")
+    assert none.verdict[0].startswith("No evidence")
     loss = compare(cohort(-0.2), CONTEXT, 500)
-    assert loss.verdict[0].startswith("No gain shown") and "Loss shown: paint" in loss.verdict[0]
+    assert loss.verdict[0].startswith("Harms: paint, Dice-TP -0.")
 
 
 def test_two_patients_never_show_a_gain():
     rows = [case(arm, name, dice) for arm, name, dice in (
         ("real", "a", 0.1), ("real", "b", 0.2), ("paint", "a", 0.8), ("paint", "b", 0.7))]
-    assert compare(rows, CONTEXT, 200).verdict[0].startswith("No gain shown")
+    assert compare(rows, CONTEXT, 200).verdict[0].startswith("No evidence")
 
 
 def test_a_difference_pairs_only_what_both_arms_have():
@@ -132,7 +122,7 @@ def test_the_real_slices_own_pass_rate_is_that_of_the_reference_over_slices():
 def test_degenerate_input_gives_null_intervals(rows):
     found = compare(rows, CONTEXT, 50)
     assert all(r["low"] is None and r["high"] is None for r in found.rows)
-    assert found.verdict[0].startswith("No gain shown")
+    assert found.verdict[0].startswith("No evidence")
     json.dumps(found.rows, allow_nan=False)
 
 
@@ -148,20 +138,117 @@ def test_slice_auroc_and_counts_are_per_seed_then_averaged():
     assert counts == [0.5, 0.5, 0, 1]
 
 
-def test_resampling_by_counts_is_the_metric_of_the_repeated_rows():
+@pytest.fixture
+def many():
+    """Seven patients with all that the metrics of a run are made of."""
     rng = np.random.default_rng(5)
     rows = []
     for i in range(7):
         scar = i % 3 > 0
         burdens = [[z, float(scar and rng.random() < 0.6), float(rng.integers(0, 4)) / 4]
                    for z in range(5)]
-        rows.append(case("real", f"p{i}", 0.5, scar=scar, found=bool(rng.random() < 0.5),
-                         burdens=burdens))
-    arm = Arm.of(rows)
-    resamples = rng.integers(0, 7, (20, 7))
-    for metric in ("slice_auroc", "accuracy", "balanced_accuracy"):
-        expected = [aggregate([rows[i] for i in r])[metric] for r in resamples]
-        assert arm.resampled(metric, resamples) == pytest.approx(expected)
+        rows.append({**case("real", f"p{i}", 0.5, scar=scar, found=bool(rng.random() < 0.5),
+                            burdens=burdens), "predicted_percent": float(rng.integers(0, 4)),
+                     "lesions": rng.integers(0, 4, 3).tolist(),
+                     "segments": [[s, *rng.random(2)] for s in range(1, 7)]})
+    return rows
+
+
+def test_metrics_of_a_run_are_scikit_learns(many):
+    """So are those of a resample: each patient counts as often as it was drawn."""
+    arm = Arm.of(many)
+    for chosen in (np.arange(7), *np.random.default_rng(1).integers(0, 7, (20, 7))):
+        drawn = [many[i] for i in chosen]
+        slices = np.array([s[1:] for r in drawn for s in r["slices"]])
+        patients = np.array([(r["has_scar"], r["found_scar"]) for r in drawn], bool)
+        segments = np.array([s[1:] for r in drawn for s in r["segments"]])
+        found, false, missed = np.sum([r["lesions"] for r in drawn], axis=0)
+        expected = {"lesion_f1": 2 * found / (2 * found + false + missed),
+                    "segment_kappa": cohen_kappa_score(*np.digitize(segments, CLASSES).T,
+                                                       weights="quadratic")}
+        volumes = np.array([r["predicted_percent"] for r in drawn])
+        for of, truth, score, seen in (
+                ("", patients[:, 0], volumes, patients[:, 1]),
+                ("slice_", slices[:, 0] > 0, slices[:, 1], slices[:, 1] > 0)):
+            if len(set(truth)) < 2:
+                continue
+            expected |= {
+                "slice_auroc" if of else "patient_auroc": roc_auc_score(truth, score),
+                f"{of}accuracy": accuracy_score(truth, seen),
+                f"{of}balanced_accuracy": balanced_accuracy_score(truth, seen),
+                f"{of}sensitivity": recall_score(truth, seen),
+                f"{of}specificity": recall_score(truth, seen, pos_label=0)}
+        for metric, value in expected.items():
+            assert arm.resampled(metric, chosen) == pytest.approx(value), metric
+        if len(expected) == len(PER_RUN) and (chosen == np.arange(7)).all():
+            assert {m: arm.per_run(m)[0] for m in PER_RUN} == pytest.approx(expected)
+            counts = confusion_matrix(slices[:, 0] > 0, slices[:, 1] > 0).ravel()
+            assert [arm.counts(c, "slice") for c in ("tn", "fp", "fn", "tp")] == counts.tolist()
+    assert arm.per_run("slice_auroc").shape == (1,)
+
+
+def test_rows_of_an_earlier_version_lack_what_was_not_measured_then(many):
+    bare = [case("real", f"p{i}", 0.5, scar=i > 3) for i in range(7)]
+    found = compare(bare, CONTEXT, 50)
+    for metric in ("hd95_mm", "volume_mae_ml", "segment_jaccard", "segment_kappa", "lesion_f1"):
+        assert number(found, "real", metric)["value"] is None
+    assert number(found, "real", "slice_accuracy")["value"] is not None
+
+
+def test_bias_has_a_sign_and_error_has_none():
+    rows = [{**case("real", name, 0.5), "true_ml": 10.0, "predicted_ml": 10 + off,
+             "true_percent": 5.0, "predicted_percent": 5.0 - off, "true_transmurality": 0.5,
+             "predicted_transmurality": 0.4}
+            for name, off in (("a", 3.0), ("b", -1.0))]
+    found = compare(rows, CONTEXT, 50)
+    for metric, value in (("volume_mae_ml", 2), ("volume_bias_ml", 1), ("volume_mae_percent", 2),
+                          ("volume_bias_percent", -1), ("transmurality_mae", 0.1)):
+        assert number(found, "real", metric)["value"] == pytest.approx(value)
+
+
+def test_the_smallest_scars_are_the_third_of_patients_in_every_arm():
+    rows = [{**case(arm, f"p{i}", 0.1 * i + shift, scar=i < 6), "true_percent": float(i + 1)}
+            for arm, shift in (("real", 0.0), ("paint", 0.05)) for i in range(9)]
+    found = compare(rows, CONTEXT, 50)
+    small = number(found, "real", "dice_tp_small")
+    assert (small["value"], small["n"]) == (pytest.approx(0.05), 2)
+    assert number(found, "paint", "dice_tp_small_diff_vs_real")["value"] == pytest.approx(0.05)
+
+
+def test_a_difference_in_dice_is_what_patients_with_and_without_scar_give():
+    rows = [case("real", f"p{i}", 0.0, scar=i < 4) for i in range(10)]
+    rows += [case("paint", f"p{i}", 0.1 if i < 4 else 0.5, scar=i < 4) for i in range(10)]
+    found = compare(rows, CONTEXT, 50)
+    parts = [number(found, "paint", f"dice_diff_{part}vs_real")["value"]
+             for part in ("", "from_scarred_", "from_empty_")]
+    assert parts == pytest.approx([0.34, 0.04, 0.3])
+    assert "+0.040 is from patients with scar and +0.300 from those without" in found.verdict[1]
+
+
+def test_mcnemar_counts_patients_that_one_arm_alone_tells_right():
+    rows = [case("real", f"p{i}", 0.5, scar=i < 6, found=True) for i in range(9)]
+    rows += [case("paint", f"p{i}", 0.5, scar=i < 6, found=0 < i < 7) for i in range(9)]
+    found = compare(rows, CONTEXT, 50)
+    assert [number(found, "paint", f"detection_{name}_vs_real")["value"]
+            for name in ("gained", "lost", "p_mcnemar")] == [2, 1, 1.0]
+    # two of three seeds must agree
+    seeds = [case(arm, "a", 0.5, seed, scar=True, found=arm == "real" or seed == 0)
+             for arm in ("real", "paint") for seed in range(3)]
+    lost = number(compare(seeds, CONTEXT, 50), "paint", "detection_lost_vs_real")
+    assert lost["value"] == 1
+
+
+def test_a_gain_must_stand_the_correction_over_arms_and_metrics():
+    alone = cohort(0.02, n=8)
+    others = [{**r, "arm": f"nnUNetTrainer{k}"} for k in range(6) for r in cohort(0.0, n=8)
+              if r["arm"] == "paint"]
+    few, many = compare(alone, CONTEXT, 500), compare([*alone, *others], CONTEXT, 500)
+    raw, one, seven = (number(found, "paint", f"dice_tp_{p}_vs_real")["value"]
+                       for found, p in ((few, "p"), (few, "p_holm"), (many, "p_holm")))
+    assert raw <= one < 0.05 < seven
+    assert few.verdict[0].startswith("Helps: paint") and many.verdict[0].startswith("No evidence")
+    assert number(many, "paint", "dice_tp_detectable_vs_real")["value"] > \
+        number(few, "paint", "dice_tp_detectable_vs_real")["value"] > 0
 
 
 def test_swapping_identical_arms_changes_nothing():
@@ -177,14 +264,6 @@ def test_external_runs_are_fold_and_seed():
     found = compare(rows, CONTEXT, 50)
     assert number(found, "real", "dice_tp")["value"] == pytest.approx(0.3)
     assert number(found, "real", "dice_tp_seed_std")["n"] == 3
-
-
-def test_the_interval_covers_the_mean_of_a_normal_sample():
-    values = np.random.default_rng(0).normal(size=40)
-    low, high = interval(40, lambda i: values[i].mean(-1), 1000)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(40)
-    assert low == pytest.approx(values.mean() - half, abs=0.08)
-    assert high == pytest.approx(values.mean() + half, abs=0.08)
 
 
 def test_training_rows_and_missing_reference():

@@ -1,17 +1,21 @@
-"""Laws of the metrics: Dice's edges, agreement with scikit-learn, what the filter may change."""
+"""Laws of a patient's metrics: Dice's edges, distances of known bodies, nnU-Net's own numbers, what
+the filter may change."""
+
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
+import SimpleITK as sitk
+from sklearn.metrics import roc_auc_score
 
 from nnunet_lgesynth.benchmark.metrics import (
     MIN_PERCENT_OF_WALL,
-    aggregate,
     auroc,
-    balanced_accuracy,
     case_metrics,
-    detection_counts,
     dice,
+    surface_distances,
     volume_filter,
 )
 from nnunet_lgesynth.config import UserError
@@ -87,17 +91,12 @@ def test_other_grids_are_refused():
         case_metrics(wall(slices=2), wall(slices=3), SPACING, ROLES)
 
 
-def test_auroc_and_detection_agree_with_scikit_learn():
+def test_auroc_agrees_with_scikit_learn():
     rng = np.random.default_rng(1)
     for _ in range(20):
         positive = rng.random(40) < 0.4
         score = np.round(rng.random(40), 1) * (rng.random(40) < 0.7)   # many ties, many zeros
-        found = score > 0.3
         assert auroc(positive, score) == pytest.approx(roc_auc_score(positive, score))
-        assert balanced_accuracy(positive, found) == pytest.approx(
-            balanced_accuracy_score(positive, found))
-        counts = detection_counts(positive, found)
-        assert list(counts.values()) == confusion_matrix(positive, found).ravel().tolist()
     assert np.isnan(auroc(np.ones(4, bool), np.arange(4.0)))
 
 
@@ -111,16 +110,77 @@ def test_filter_removes_scar_below_the_bound_and_touches_nothing_else():
     assert np.array_equal(volume_filter(wall(no_reflow=1), ROLES), wall())
 
 
-def test_aggregate_over_cases():
-    pairs = [(wall(), wall()), (wall(), wall(scar=4)), (wall(scar=20), wall(scar=20)),
-             (wall(scar=20), wall())]
-    total = aggregate(case_metrics(t, p, SPACING, ROLES) for t, p in pairs)
-    assert (total["tn"], total["fp"], total["fn"], total["tp"]) == (1, 1, 1, 1)
-    assert total["dice"] == pytest.approx(0.5) and total["dice_tp"] == pytest.approx(0.5)
-    assert total["accuracy"] == 0.5 and total["balanced_accuracy"] == 0.5
-    assert total["no_reflow_dice"] is None
-    assert total["volume_mae_percent"] == pytest.approx((2 + 10) / 4)
-    # positives .2 and 0 against negatives .04, 0, 0, 0, 0, 0: 6 wins; 5 ties count half
-    assert total["slice_auroc"] == pytest.approx((6 + 2.5) / 12)
-    with pytest.raises(UserError):
-        aggregate([])
+def test_surface_distances_of_shifted_bodies_are_their_shift_in_mm():
+    body = np.zeros((5, 40, 40), bool)
+    body[1:4, 10:20, 10:20] = True
+    moved = np.roll(body, 3, axis=2)
+    hd95, asd = surface_distances(body, moved, (8.0, 1.0, 1.5))
+    assert hd95 == pytest.approx(3 * 1.5) and 0 < asd < hd95
+    assert surface_distances(body, np.roll(body, 1, axis=0), (8.0, 1.0, 1.5))[0] == 8.0
+    assert surface_distances(body, body, (8.0, 1.0, 1.5)) == (0.0, 0.0)
+    assert surface_distances(body, moved, (8.0, 1.0, 1.5)) == \
+        pytest.approx(surface_distances(moved, body, (8.0, 1.0, 1.5)))
+    edge = np.zeros_like(body)
+    edge[:, :5] = True                                     # cut by the image: its end is a surface
+    assert surface_distances(edge, np.roll(edge, 2, axis=1), (8.0, 1.0, 1.5))[0] == 2.0
+    for empty in ((body, ~body & body), (~body & body, body), (~body & body, ~body & body)):
+        assert surface_distances(*empty, (8.0, 1.0, 1.5)) == (None, None)
+
+
+def test_a_lesion_is_found_where_any_of_it_is():
+    truth, prediction = wall(slices=3), wall(slices=3)
+    truth[0, 0, 0:3] = 3                    # touched in the next slice, diagonally: one lesion
+    truth[1, 1, 3:5] = 4
+    truth[0, 8, 8] = 3                      # missed
+    prediction[1, 1, 4] = 3
+    prediction[2, 5, 5] = prediction[2, 8, 2] = 3           # twice false
+    assert case_metrics(truth, prediction, SPACING, ROLES)["lesions"] == [1, 2, 1]
+    assert case_metrics(wall(), wall(), SPACING, ROLES)["lesions"] == [0, 0, 0]
+
+
+def test_segments_and_transmurality_are_those_of_the_truths_wall(heart):
+    full, half = (heart((0.0, np.pi / 3, depth)) for depth in (1.0, 0.5))
+    row = case_metrics(full.labels, half.labels, full.spacing, ROLES, full.anatomy)
+    assert row["true_transmurality"] == pytest.approx(1, abs=0.02)
+    assert row["predicted_transmurality"] == pytest.approx(0.5, abs=0.1)
+    shares = {s: (true, found) for s, true, found in row["segments"]}
+    assert set(shares) == set(np.unique(full.anatomy.segment)) - {0}
+    scarred = {s for s, (true, _) in shares.items() if true > 0.05}
+    expected = {int(s) for s in np.unique(full.anatomy.segment[full.labels == ROLES.scar])}
+    assert scarred == expected
+    assert all(found == pytest.approx(true / 2, rel=0.3) for s, (true, found) in shares.items()
+               if s in scarred)
+    none = case_metrics(full.labels, heart().labels, full.spacing, ROLES, full.anatomy)
+    assert none["predicted_transmurality"] == 0 == max(found for *_, found in none["segments"])
+
+
+def test_dice_and_volumes_are_those_of_nnunetv2_evaluate_folder(tmp_path):
+    """One lesion label a dataset without no-reflow, which nnU-Net scores as it is."""
+    roles = Roles(cavity=1, myocardium=2, scar=3)
+    rng = np.random.default_rng(0)
+    for folder in ("truth", "found"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {
+        "background": 0, "cavity": 1, "myocardium": 2, "scar": 3}}))
+    (tmp_path / "plans.json").write_text(json.dumps({"image_reader_writer": "SimpleITKIO"}))
+    rows = {}
+    for k, scar in enumerate((0, 3, 40)):
+        pair = {"truth": wall(scar), "found": wall(rng.integers(0, 60))}
+        for folder, labels in pair.items():
+            image = sitk.GetImageFromArray(labels.astype(np.uint8))
+            image.SetSpacing(SPACING[::-1])
+            sitk.WriteImage(image, str(tmp_path / folder / f"c{k}.nii.gz"))
+        rows[f"c{k}.nii.gz"] = case_metrics(*pair.values(), SPACING, roles)
+    code = ("from nnunetv2.evaluation.evaluate_predictions import evaluate_folder_entry_point as e;"
+            "e()")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "truth"), str(tmp_path / "found"),
+                    "-djfile", str(tmp_path / "dataset.json"), "-pfile",
+                    str(tmp_path / "plans.json"), "-np", "1"], check=True, capture_output=True)
+    theirs = json.loads((tmp_path / "found" / "summary.json").read_text())["metric_per_case"]
+    assert len(theirs) == 3
+    for case in theirs:
+        row, metrics = rows[case["reference_file"].rsplit("/", 1)[-1]], case["metrics"]["3"]
+        assert (row["true_voxels"], row["predicted_voxels"]) == (metrics["n_ref"],
+                                                                 metrics["n_pred"])
+        if row["has_scar"] or row["found_scar"]:     # two empty masks: 1 here, not a number there
+            assert row["dice"] == pytest.approx(metrics["Dice"])

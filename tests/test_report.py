@@ -40,7 +40,8 @@ TRAINING = {"arm": "paint", "fold": 0, "seed": 0, "epochs": 3, "injected_fractio
 @pytest.fixture(scope="module")
 def report():
     rows = case_rows()
-    return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)}, rows,
+    return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)},
+                  {"fold 0": "6 patients."}, {"fold 0": rows},
                   [TRAINING], ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"}, "2 cores",
                   "2026-01-01")
 
@@ -79,14 +80,15 @@ def test_the_report_is_one_well_formed_file_without_outside_references(report, t
 def test_it_holds_verdict_arms_differences_trainings_cases_and_provenance(report, tmp_path):
     text = write_report(tmp_path / "report.html", report).read_text()
     assert report.comparisons["fold 0"].verdict[0] in text
-    assert text.index("gain shown") < text.index("<table>")
+    assert text.index("No evidence") < text.index("<table>")
     for arm in ("real", "real+filter", "paint", "paint+filter"):
         assert f"<tr><td>{arm}</td>" in text
     assert "paint+filter − real+filter" in text and "paint − real<" in text
     for given in ("0.312", "17 cases", "55 slices in the pool", "0.25<small>of 40", "dice 7",
                   "2 cores", "Every patient (24 rows)"):
         assert given in text
-    assert text.count("<svg") == 3         # real+filter, paint, paint+filter
+    # forests of Dice-TP and slice AUROC, three pairs, four volumes
+    assert text.count("<svg") == 2 + 3 + 4
     assert "currentColor" in text
 
 
@@ -109,7 +111,34 @@ def test_undefined_numbers_are_dashes_not_errors(tmp_path):
     rows = [r for r in case_rows() if r["case"] == "<p5>" and r["arm"] == "real"]
     comparison = compare(rows, CONTEXT, 30)
     path = write_report(tmp_path / "report.html", Report(
-        "One patient", {"fold 0": comparison}, rows, [], [], {}, "", ""))
+        "One patient", {"fold 0": comparison}, {}, {"fold 0": rows}, [], [], {}, "", ""))
     text = path.read_text()
     assert "<td>–</td>" in text and "nan" not in text.lower().replace("finance", "")
     assert "No comparison" in text
+
+
+def test_the_plots_show_what_the_rows_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{**row, "arm": arm, "no_reflow_dice": 0.2, "lesions": [1, 2, 0],
+             "segments": [[1, 0.2, 0.1], [7, 0.0, 0.3], [17, 0.5, 0.5]],
+             "dice_tp": None if row["dice_tp"] is None else float(rng.random())}
+            for arm in ("real", "lgesynth", "lgesynth:p=0.25", "synthetic-only", "real:n=20",
+                        "lgesynth:n=20", "lgesynth:n=20+filter")
+            for row in case_rows() if row["arm"] == "real"]
+    comparison = compare(rows, CONTEXT, 30)
+    text = write_report(tmp_path / "report.html", Report(
+        "All", {"fold 0": comparison}, {"fold 0": "6 patients can show little."},
+        {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], {}, "", "")).read_text()
+    for heading in ("Differences from real", "Each patient, paired", "Dose", "Scar volume",
+                    "AHA segments", "All metrics"):
+        assert heading in text
+    assert "Stated before the run: 6 patients can show little." in text
+    dose = text[text.index("<h2>Dose"):text.index("<h2>Scar volume")]
+    assert dose.count("<svg") == 2 * 3 and "injection probability" in dose
+    for tick in (">0<", ">0.25<", ">0.5<", ">1<", ">20<", ">all<"):       # p = 0 is real
+        assert tick in dose
+    assert "lgesynth:n=20 − real:n=20" in text and "lgesynth:n=20 − real<" not in text
+    for metric, name in (("segment_kappa", "weighted kappa"), ("lesion_f1", "lesion-wise F1"),
+                         ("volume_bias_ml", "volume bias")):
+        row = next(r for r in comparison.rows if (r["arm"], r["metric"]) == ("real", metric))
+        assert name in text and f"{row['value']:.3f}" in text

@@ -222,6 +222,31 @@ def test_without_injection_batches_and_weights_are_those_of_stock_nnunet(fold, m
         assert alike(*recorded(fold, name, monkeypatch))
 
 
+def test_part_of_the_patients_is_trained_on_and_all_validation_cases_stay(fold, monkeypatch):
+    monkeypatch.setenv("LGESYNTH_PATIENTS", "3")
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer.run_training()
+    training = trainer.dataloader_train.data_loader._data
+    expected = fold.subset(3).train
+    assert training.identifiers == list(expected) and training.scarred == fold.subset(3).scarred()
+    assert trainer.dataloader_val.data_loader._data.identifiers == list(fold.val)
+    assert {r["split"] for r in rows(trainer)} == {fold.subset(3).split_hash}
+    sources = {r["source"] for r in read_manifest(output(trainer) / "lgesynth_pool")}
+    assert sources <= set(expected)
+    monkeypatch.setenv("LGESYNTH_PATIENTS", "99")
+    with refusal() as refused:
+        trainer_of(fold, "nnUNetTrainerLGEPaint").run_training()
+    assert "must lie in 2..4" in str(refused.value.__cause__)
+
+
+def test_with_probability_1_nothing_real_is_served(fold, monkeypatch):
+    monkeypatch.setattr(LGESynthTrainer, "injection", InjectionConfig(pool_cases=4, warm_up=4))
+    monkeypatch.setenv("LGESYNTH_PROBABILITY", "1")
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    trainer.run_training()
+    assert [r["probability"] for r in rows(trainer)] == [1, 1]
+
+
 def test_without_a_generator_the_command_that_fits_one_is_named(fold):
     trainer = trainer_of(fold, "nnUNetTrainerLGESynth")
     with refusal() as refused:

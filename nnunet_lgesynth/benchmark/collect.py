@@ -8,6 +8,7 @@ Both live in JSON-lines files beside the trainings and outlive them, see `Record
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -18,14 +19,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_lgesynth.anatomy.heart import describe
 from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
-from nnunet_lgesynth.config import UserError, config_hash, write_text
-from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.config import UserError, hash_of, write_text
+from nnunet_lgesynth.dataset.roles import DatasetInfo
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
-           "origin_of", "read_rows", "training_summary"]
+           "origin_of", "read_labels", "read_rows", "training_summary"]
 
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
@@ -47,6 +49,15 @@ class Recipe:
     generator: str | None = None   # hash of the generator's settings
     warm_up: int | None = None     # scarred cases in the pool at the start; None: the trainer's
     min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
+    probability: float | None = None   # of injection; None: the trainer's
+    patients: int | None = None        # that it trains on; None: all of the fold's
+
+    @property
+    def hash(self) -> str:
+        """Names it in rows. What is None of the last two is left out, as it once was not there."""
+        told = dataclasses.asdict(self)
+        return hash_of({k: v for k, v in told.items()
+                        if v is not None or k not in ("probability", "patients")})
 
     @property
     def filtered(self) -> Recipe:
@@ -73,7 +84,7 @@ class Training:
     def key(self) -> dict:
         """What tells this training's rows from others'; see TRAINING_KEY."""
         return {"arm": self.arm, "fold": self.fold, "seed": self.seed,
-                "config_hash": config_hash(self.recipe)}
+                "config_hash": self.recipe.hash}
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Records:
     def of(self, recipes: Iterable[tuple[str, Recipe]], folds: Iterable[int]
            ) -> tuple[list[dict], list[dict]]:
         """(patients' rows, summaries) of these arms with their recipes, of any seed, on `folds`."""
-        wanted = {(arm + suffix, config_hash(r)) for arm, recipe in recipes
+        wanted = {(arm + suffix, r.hash) for arm, recipe in recipes
                   for suffix, r in (("", recipe), (FILTERED, recipe.filtered))}
         rows, summaries = ([r for r in read_rows(path) if r["fold"] in set(folds)
                             and (r["arm"], r["config_hash"]) in wanted]
@@ -116,13 +127,15 @@ class Records:
 
 
 def collect_cases(training: Training, predictions: Path, labels: Path, cases: Iterable[str],
-                  roles: Roles, ending: str = ".nii.gz", split: str = "validation") -> list[dict]:
+                  info: DatasetInfo, ending: str = ".nii.gz", split: str = "validation"
+                  ) -> list[dict]:
     """Per-case rows of one training, as predicted and filtered.
 
     Parameters
     ----------
     predictions, labels : folders with one `<case><ending>` each a case.
     cases : identifiers to evaluate; a missing file raises `UserError`.
+    info : meaning of the labels, and how the stacks lie.
     split : "validation" or "external".
     """
     raw, filtered = [], []
@@ -130,15 +143,18 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
              "preset": training.recipe.preset, "epochs": training.recipe.epochs,
              "iterations": training.recipe.iterations, **_origin(training, _log_of(training))}
     for case in cases:
-        truth, spacing = _read_labels(labels / f"{case}{ending}")
-        prediction, _ = _read_labels(predictions / f"{case}{ending}")
+        truth, spacing = read_labels(labels / f"{case}{ending}")
+        prediction, _ = read_labels(predictions / f"{case}{ending}")
+        anatomy = describe(truth, info.roles, spacing, info.frame,
+                           insertion=info.landmarks.get(case))
         for rows, arm, recipe, labelled in (
                 (raw, training.arm, training.recipe, prediction),
                 (filtered, training.arm + FILTERED, training.recipe.filtered,
-                 volume_filter(prediction, roles))):
+                 volume_filter(prediction, info.roles))):
             rows.append({"arm": arm, "fold": training.fold, "seed": training.seed, "case": case,
-                         "config_hash": config_hash(recipe), **about,
-                         **case_metrics(truth, labelled, spacing, roles)})
+                         "config_hash": recipe.hash, **about,
+                         **case_metrics(truth, labelled, spacing, info.roles,
+                                        anatomy if anatomy.covered.any() else None)})
     return raw + filtered
 
 
@@ -183,7 +199,8 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _read_labels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+def read_labels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Labels (Z, Y, X) and spacing (z, y, x) in mm of a file; `UserError` where it has none."""
     if not path.is_file():
         raise UserError(f"{path} is missing; finish the training's validation (lgesynth train ... "
                         "--val) or correct the folder.")

@@ -1,39 +1,55 @@
 """Statistics over per-case rows: arms, paired differences, and the sentence that sums them up.
 
 The patient is the unit. A patient's metric is averaged over seeds, then over patients; metrics of a
-whole run (slice AUROC, accuracies) are taken per seed and then averaged. Intervals are 95 %,
+whole run (AUROC, accuracies) are taken per seed and then averaged. Intervals are 95 %,
 bias-corrected and accelerated (BCa) bootstrap over patients (Efron 1987). A difference uses only
 the patients and seeds both arms have; its p value flips, patient by patient, which arm is which
 (for a mean: the sign of the difference). `<metric>_seed_std` is the standard deviation of the
 per-seed values, kept apart from the interval, which says nothing about seeds.
-Nothing is corrected for the number of comparisons. What is undefined is null: an interval of one
-patient, of equal values, or of a resample with a single class.
+
+The verdict rests on the primary metrics alone, their p values corrected by Holm's method over arms
+and metrics (`<metric>_p_holm_vs_<reference>`); all others are not corrected. The smallest
+difference that a t-test of so many patients could have shown, by the spread that was seen, is
+`<metric>_detectable_vs_<reference>`. Whether scar is found
+in a patient (by most seeds) is compared by McNemar's test. A difference in Dice is the sum of
+`dice_diff_from_scarred` and `dice_diff_from_empty`: what patients with and without scar give to it.
+What is undefined is null: an interval of one patient, of equal values, or of a resample with a
+single class.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from nnunet_lgesynth.benchmark.arms import PER_PATIENT, Arm, run_of
+from nnunet_lgesynth.benchmark.arms import (
+    COUNTS,
+    PER_PATIENT,
+    UNITS,
+    Arm,
+    found_by_most,
+    mark_small,
+    run_of,
+)
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
+from nnunet_lgesynth.benchmark.statistics import (
+    SIGNIFICANCE,
+    detectable,
+    finite,
+    flip_p,
+    holm,
+    interval,
+    mcnemar_p,
+)
+from nnunet_lgesynth.benchmark.variants import REFERENCE, is_tested, reference_of
 from nnunet_lgesynth.config import QCConfig, UserError
 
-__all__ = ["PRIMARY", "REFERENCE", "Comparison", "compare", "flip_p", "interval", "number_row",
-           "reference_of", "training_rows", "verdict"]
+__all__ = ["PRIMARY", "Comparison", "compare", "mean_difference", "number_row",
+           "proven", "tests_of", "training_rows", "verdict"]
 
-REFERENCE = "real"
 PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auroc": "slice AUROC"}
-UNITS = {"dice_tp": "fraction", "no_reflow_dice": "fraction", "slice_auroc": "fraction",
-         "dice": "fraction", "accuracy": "fraction", "balanced_accuracy": "fraction",
-         "volume_mae_percent": "% of wall"}
-COUNTS = ("tn", "fp", "fn", "tp")
-SIGNIFICANCE = 0.05
-BATCH = 500            # resamples at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -56,58 +72,32 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     resamples : of the bootstrap, and of the permutation test where it is not exhaustive.
     """
     by_arm: dict[str, list[dict]] = {}
-    for row in cases:
+    for row in mark_small(cases):
         by_arm.setdefault(row["arm"], []).append(row)
     if not by_arm:
         raise UserError("There are no per-case rows to compare; name a finished fold and seed.")
     rows, patients = [], []
+    tests = tests_of(by_arm)
     for name, arm_rows in by_arm.items():
         arm, about = Arm.of(arm_rows), _about(name, arm_rows, context)
         rows += _arm_rows(arm, about, resamples)
         patients += [{"arm": name, "case": case,
-                      **{m: _number(arm.per_patient(m)[i]) for m in PER_PATIENT}}
+                      **{m: finite(arm.per_patient(m)[i]) for m in PER_PATIENT}}
                      for i, case in enumerate(arm.cases)]
         if name == REFERENCE:
             rows += _real_pass_rows(arm_rows, about)
         reference = reference_of(name)
         if name != reference and reference in by_arm:
             both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
-            rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples)
+            rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples,
+                                     tests)
+    rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
     return Comparison(rows, patients, verdict(rows))
 
 
-def reference_of(arm: str) -> str:
-    """The arm that `arm` is compared with: `real`, or filtered `real` where `arm` is filtered."""
-    filtered = arm.endswith(FILTERED) and arm != REFERENCE + FILTERED
-    return REFERENCE + FILTERED if filtered else REFERENCE
-
-
-def interval(n: int, statistic: Callable[[np.ndarray], np.ndarray],
-             resamples: int) -> tuple[float | None, float | None]:
-    """95 % BCa interval over n patients; (None, None) where undefined.
-
-    `statistic` maps resamples (..., any) of the indices 0..n-1 to values (...).
-    """
-    if n < 2:
-        return None, None
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")     # degenerate data: scipy warns and returns NaN
-        found = stats.bootstrap((np.arange(n),), _along_last(statistic), method="BCa",
-                                vectorized=True, n_resamples=resamples, batch=BATCH,
-                                rng=0).confidence_interval
-    low, high = _number(found.low), _number(found.high)
-    return (None, None) if low is None or high is None or low == high else (low, high)
-
-
-def flip_p(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray],
-           resamples: int = 9999) -> float:
-    """Two-sided p of paired data (differences, or two arms): flips patient by patient, every way
-    where 2**n <= resamples. `statistic` reduces the last axis."""
-    if len(data[0]) < 2:
-        return 1.0        # one patient: both flips are as extreme as what was seen
-    return float(stats.permutation_test(data, _along_last(statistic), vectorized=True, axis=-1,
-                                        permutation_type="samples", n_resamples=resamples,
-                                        batch=BATCH, rng=0).pvalue)
+def tests_of(arms: Iterable[str]) -> int:
+    """How many p values of primary metrics an arm's is one of."""
+    return len(PRIMARY) * max(1, len({a.removesuffix(FILTERED) for a in arms if is_tested(a)}))
 
 
 def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
@@ -132,50 +122,73 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
 
 
 def verdict(rows: list[dict]) -> list[str]:
-    """The headline, then one sentence an arm. A gain or loss counts as shown only where the
-    interval excludes 0 and p < 0.05."""
+    """The headline, then one sentence an arm. An arm helps or harms where the interval of a primary
+    metric excludes 0 and its p, corrected over arms and metrics, is below 0.05."""
     found = {(r["arm"], r["metric"]): r for r in rows}
     arms = list(dict.fromkeys(r["arm"] for r in rows if not r["arm"].endswith(FILTERED)))
     if REFERENCE not in arms or len(arms) < 2:
         return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
     gains, losses, sentences = [], [], []
-    for arm in (a for a in arms if a != REFERENCE):
-        parts = []
+    for arm in filter(is_tested, arms):
+        parts, reference = [], reference_of(arm)
         for metric, name in PRIMARY.items():
-            row = found.get((arm, f"{metric}_diff_vs_{REFERENCE}"))
+            row = found.get((arm, f"{metric}_diff_vs_{reference}"))
             if row is None or row["value"] is None:
                 continue
             parts.append(f"{name} {_signed(row)}")
-            p = found[arm, f"{metric}_p_vs_{REFERENCE}"]["value"]
-            proven = row["low"] is not None and p is not None and p < SIGNIFICANCE
-            if proven and row["low"] * row["high"] > 0:
-                (gains if row["low"] > 0 else losses).append(f"{arm}, {parts[-1]}")
-        sentences.append(f"{arm} against {REFERENCE}: {'; '.join(parts) or 'nothing shared'}.")
-    headline = (f"Gain shown: {'; '.join(gains)}." if gains else
-        f"No gain shown: no arm beats {REFERENCE} in {', '.join(PRIMARY.values())} beyond "
-        "chance.") + (f" Loss shown: {'; '.join(losses)}." if losses else "")
+            p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
+            sign = proven((row["low"], row["high"]), p)
+            if sign:
+                (gains if sign > 0 else losses).append(f"{arm}, {parts[-1]}")
+        sentences.append(f"{arm} against {reference}: {'; '.join(parts) or 'nothing shared'}."
+                         + _shares(found, arm))
+    said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
+            if which]
+    headline = " ".join(said) or (f"No evidence: no arm differs from {REFERENCE} in "
+                                  f"{', '.join(PRIMARY.values())} beyond chance.")
     if min(len(r["seeds"]) for r in rows) < 2:
         sentences.append("One seed: the spread between seeds is not known.")
     return [headline, *sentences]
 
 
+def proven(bounds: tuple[float | None, float | None], corrected_p: float | None) -> int:
+    """1 for a gain, -1 for a loss, 0 where neither is shown."""
+    low, high = bounds
+    if low is None or corrected_p is None or corrected_p >= SIGNIFICANCE or low * high <= 0:
+        return 0
+    return 1 if low > 0 else -1
+
+
+def _shares(found: dict, arm: str) -> str:
+    """Where a difference in Dice comes from."""
+    whole, scarred, empty = (found.get((arm, f"dice_diff_{part}vs_{reference_of(arm)}"))
+                             for part in ("", "from_scarred_", "from_empty_"))
+    if whole is None or whole["value"] is None or scarred is None:
+        return ""
+    return (f" Its Dice differs by {whole['value']:+.3f}, of which {scarred['value']:+.3f} is from "
+            f"patients with scar and {empty['value']:+.3f} from those without.")
+
+
 def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
     rows = []
     for metric in UNITS:
-        per_run = _present(arm.points[metric])
+        per_run = _present(arm.per_run(metric))
         if metric in PER_PATIENT:
             values = _present(arm.per_patient(metric))
             value, n = values.mean() if values.size else np.nan, values.size
             bounds = interval(n, lambda i, v=values: v[i].mean(axis=-1), resamples)
         else:
-            value, n = arm.points[metric].mean(), len(arm.cases)
+            value, n = arm.per_run(metric).mean(), len(arm.cases)
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
         rows.append(number_row(about, metric, value, *bounds, n=n))
-        spread = per_run.std(ddof=1) if per_run.size > 1 else np.nan
-        rows.append(number_row(about, f"{metric}_seed_std", spread, n=per_run.size))
-    for count in COUNTS:
-        rows.append(number_row(about, count, arm.points[count].mean(), n=len(arm.cases),
-                         unit="patients, mean over seeds"))
+        if len(arm.sums) > 1:
+            spread = per_run.std(ddof=1) if per_run.size > 1 else np.nan
+            rows.append(number_row(about, f"{metric}_seed_std", spread, n=per_run.size))
+    for of in ("patient", "slice"):
+        for count in COUNTS:
+            name = count if of == "patient" else f"slice_{count}"
+            rows.append(number_row(about, name, arm.counts(count, of), n=len(arm.cases),
+                                   unit=f"{of}s, mean over seeds"))
     return rows
 
 
@@ -188,7 +201,7 @@ def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
 
 
 def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: str, about: dict,
-                     resamples: int) -> list[dict]:
+                     resamples: int, tests: int) -> list[dict]:
     """Paired differences arm - reference over the cells both have."""
     shared = ({(r["case"], run_of(r)) for r in rows}
               & {(r["case"], run_of(r)) for r in reference_rows})
@@ -202,15 +215,58 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
     for metric in UNITS:
         if metric in PER_PATIENT:
             values = arm.per_patient(metric)
-            value, bounds, p, count = _mean_difference(values[n:] - values[:n], resamples)
+            change = values[n:] - values[:n]
+            value, bounds, p, count = mean_difference(change, resamples)
+            size = detectable(count, tests) if metric in PRIMARY else None
+            if size is not None:
+                found.append(number_row(about, f"{metric}_detectable_vs_{reference}",
+                                        np.nanstd(change, ddof=1) * size, n=count,
+                                        unit=UNITS[metric]))
         else:
             value, bounds, p, count = _run_difference(arm, metric, n, resamples)
         found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
         found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
-    return found
+    return [*found, *_share_rows(arm, n, reference, about, both),
+            *_detection_rows(arm, n, reference, about, both)]
 
 
-def _mean_difference(differences: np.ndarray, resamples: int):
+def _share_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict]) -> list[dict]:
+    """What patients with and without scar give to the difference in Dice; they add up to it."""
+    change = arm.per_patient("dice")[n:] - arm.per_patient("dice")[:n]
+    scarred = _scarred(arm, n, rows)
+    return [number_row(about, f"dice_diff_from_{name}_vs_{reference}", change[chosen].sum() / n,
+                       n=int(chosen.sum()), unit=UNITS["dice"])
+            for name, chosen in (("scarred", scarred), ("empty", ~scarred))]
+
+
+def _detection_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict]) -> list[dict]:
+    """Patients whom only one of the two arms tells right, and McNemar's p."""
+    right = found_by_most(arm) == np.tile(_scarred(arm, n, rows), 2)
+    gained, lost = (int((a & ~b).sum()) for a, b in ((right[n:], right[:n]),
+                                                    (right[:n], right[n:])))
+    return [number_row(about, f"{name}_vs_{reference}", value, n=n, unit=unit)
+            for name, value, unit in (("detection_gained", gained, "patients"),
+                                      ("detection_lost", lost, "patients"),
+                                      ("detection_p_mcnemar", mcnemar_p(gained, lost), "p"))]
+
+
+def _scarred(arm: Arm, n: int, rows: list[dict]) -> np.ndarray:
+    """(n,) bool: the truth holds scar."""
+    told = {r["case"][1]: r["has_scar"] for r in rows}
+    return np.array([told[name] for _, name in arm.cases[:n]], bool)
+
+
+def _holm_rows(rows: list[dict], filtered: bool) -> list[dict]:
+    """Corrected p values of the primary metrics, over metrics and all arms, filtered or not."""
+    family = [r for metric in PRIMARY for r in rows
+              if r["metric"] == f"{metric}_p_vs_{reference_of(r['arm'])}"
+              and is_tested(r["arm"]) and r["arm"].endswith(FILTERED) == filtered]
+    return [{**row, "metric": row["metric"].replace("_p_vs_", "_p_holm_vs_"), "value": finite(p)}
+            for row, p in zip(family, holm([r["value"] for r in family]))]
+
+
+def mean_difference(differences: np.ndarray, resamples: int):
+    """(mean, 95 % interval, p, n) of paired differences (n,); NaN are no pairs."""
     differences = _present(differences)
     if not differences.size:
         return np.nan, (None, None), np.nan, 0
@@ -229,11 +285,6 @@ def _run_difference(arm: Arm, metric: str, n: int, resamples: int):
     return value, bounds, p, n
 
 
-def _along_last(statistic: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """`statistic` as scipy calls it; scipy has moved the axis to the end by then."""
-    return lambda *samples, axis: statistic(*samples)
-
-
 def _last_mean(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=-1)
 
@@ -248,7 +299,7 @@ def number_row(about: dict, metric: str, value: float, low: float | None = None,
     """One number as every file in benchmarks/results holds it; `about` has the fields that say
     where it comes from."""
     base = metric.split("_diff_vs_")[0].removesuffix("_seed_std")
-    numbers = {"value": _number(value), "low": _number(low), "high": _number(high), "n": int(n)}
+    numbers = {"value": finite(value), "low": finite(low), "high": finite(high), "n": int(n)}
     return {"benchmark": about["benchmark"], "arm": about["arm"], "metric": metric, **numbers,
             "unit": unit or UNITS.get(base, "fraction"),
             **{k: about[k] for k in ("dataset", "split", "device", "seeds", "preset", "command",
@@ -257,10 +308,6 @@ def number_row(about: dict, metric: str, value: float, low: float | None = None,
 
 def _present(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(float(value), 6)
 
 
 def _signed(row: dict) -> str:

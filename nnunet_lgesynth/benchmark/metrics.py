@@ -1,4 +1,4 @@
-"""What is measured, on label arrays alone: overlap, detection, burden; each metric defined once.
+"""What is measured in one patient, on label arrays alone; each metric defined once.
 
 Arrays are (Z, Y, X) integer labels, `spacing` is (z, y, x) in mm, `roles` says what labels mean.
 Scar = infarct + no-reflow; wall = every label of the LV wall, scar included.
@@ -6,32 +6,42 @@ Scar = infarct + no-reflow; wall = every label of the LV wall, scar included.
     dice             2 |P and T| / (|P| + |T|); two empty masks give 1
     dice_tp          dice of cases whose truth holds scar; None elsewhere
     no_reflow_dice   Dice of no-reflow alone where the truth holds it; None elsewhere
+    hd95_mm, asd_mm  95th percentile Hausdorff and mean symmetric surface distance of the scar
+                     (MONAI); None where either mask is empty, since there is no such distance
     percent          scar as a share of the wall of the same segmentation, 0 to 100
     volume_error     predicted percent - true percent, in points of the wall
     slice burden     scar voxels / wall voxels of the same segmentation's slice, 0 without wall
     scar_slices      Dice of each slice whose truth holds scar enough to be asked for in synthesis;
                      the share of them that would pass the quality control is `qc_pass_real`
-    slice_auroc      true slice holds scar (0/1) against predicted slice burden, over the slices in
-                     which the truth shows wall
+    lesions          [found, false, missed]: connected parts (26 neighbours) of the scar; one that
+                     touches the other mask's scar is found
+    segments         [AHA segment, true share, predicted share] of its wall that is scar; the wall,
+                     its segments and depth are those of the truth, for both scars
+    transmurality    of the scar on the truth's wall, see `anatomy.measure`
 
 The predicted burden is divided by the predicted wall, so that the score needs no truth and can be
-had at the scanner. Detection counts a case as positive when one voxel of scar is predicted;
-`volume_filter` is the post-processing that raises this bound for every arm alike.
+had at the scanner. Detection counts a case or a slice as positive when one voxel of scar is
+predicted; `volume_filter` is the post-processing that raises this bound for every arm alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 from scipy.stats import rankdata
 
+from nnunet_lgesynth.anatomy.aha import APEX
+from nnunet_lgesynth.anatomy.heart import Anatomy
+from nnunet_lgesynth.anatomy.measure import measure
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.roles import Roles
 from nnunet_lgesynth.judge.qc import dice
 
-__all__ = ["MIN_PERCENT_OF_WALL", "aggregate", "auroc", "balanced_accuracy", "case_metrics",
-           "detection_counts", "dice", "slice_burdens", "volume_filter"]
+__all__ = ["MIN_PERCENT_OF_WALL", "auroc", "case_metrics", "dice", "slice_burdens",
+           "surface_distances", "volume_filter"]
 
 # Predicted scar below this share of the predicted wall is removed by the volume filter. About 100
 # voxels of 1.37 x 1.37 x 10 mm in the median EMIDEC wall (125 mL); fixed before any benchmark run.
@@ -39,7 +49,7 @@ MIN_PERCENT_OF_WALL = 1.5
 
 
 def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float],
-                 roles: Roles) -> dict:
+                 roles: Roles, anatomy: Anatomy | None = None) -> dict:
     """All per-case numbers of one patient as a JSON-ready dict.
 
     Parameters
@@ -47,26 +57,31 @@ def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[fl
     truth, prediction : (Z, Y, X) integer labels on the same grid.
     spacing : (z, y, x) voxel size in mm.
     roles : meaning of the label values.
+    anatomy : the truth's; without it nothing is measured by segment or through the wall.
     """
     if truth.shape != prediction.shape:
         raise UserError(f"Truth {truth.shape} and prediction {prediction.shape} differ in shape; "
                         "predict on the images that belong to these labels.")
     true_scar, predicted_scar = np.isin(truth, roles.scars), np.isin(prediction, roles.scars)
     true_percent, predicted_percent = _percent(truth, roles), _percent(prediction, roles)
-    millilitres = float(np.prod(spacing)) / 1000.0
     overlap = dice(true_scar, predicted_scar)
+    hd95, asd = surface_distances(true_scar, predicted_scar, spacing)
     return {
         "dice": overlap,
         "dice_tp": overlap if true_scar.any() else None,
         "no_reflow_dice": _no_reflow_dice(truth, prediction, roles),
+        "hd95_mm": hd95, "asd_mm": asd,
         "true_voxels": int(true_scar.sum()), "predicted_voxels": int(predicted_scar.sum()),
         "true_percent": true_percent, "predicted_percent": predicted_percent,
-        "true_ml": int(true_scar.sum()) * millilitres,
-        "predicted_ml": int(predicted_scar.sum()) * millilitres,
+        **_millilitres("", true_scar, predicted_scar, spacing),
+        **(_millilitres("no_reflow_", truth == roles.no_reflow, prediction == roles.no_reflow,
+                        spacing) if roles.no_reflow is not None else {}),
         "volume_error_percent": predicted_percent - true_percent,
         "has_scar": bool(true_scar.any()), "found_scar": bool(predicted_scar.any()),
         "slices": slice_burdens(truth, prediction, roles),
         "scar_slices": _scar_slices(true_scar, predicted_scar),
+        "lesions": _lesions(true_scar, predicted_scar),
+        **(_on_the_wall(true_scar, predicted_scar, anatomy) if anatomy is not None else {}),
     }
 
 
@@ -87,6 +102,25 @@ def volume_filter(labels: np.ndarray, roles: Roles,
     return filtered
 
 
+def surface_distances(truth: np.ndarray, prediction: np.ndarray,
+                      spacing: Sequence[float]) -> tuple[float | None, float | None]:
+    """(HD95, average symmetric surface distance) in mm between two masks (Z, Y, X) bool, by MONAI;
+    (None, None) where one is empty."""
+    if not truth.any() or not prediction.any():
+        return None, None
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
+    # a border of background, or masks that end with the image would have no surface there
+    masks = [torch.from_numpy(np.pad(m[box], 1))[None, None] for m in (prediction, truth)]
+    about = {"include_background": True, "spacing": [float(s) for s in spacing]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)            # MONAI's own, of its arguments
+        return (float(compute_hausdorff_distance(*masks, percentile=95, **about)),
+                float(compute_average_surface_distance(*masks, symmetric=True, **about)))
+
+
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve by ranks (Mann-Whitney, ties count half); NaN for a single class.
 
@@ -100,43 +134,16 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def detection_counts(has_scar: np.ndarray, found_scar: np.ndarray) -> dict[str, int]:
-    """tn, fp, fn, tp over cases, from two boolean arrays of one length."""
-    return {"tn": int((~has_scar & ~found_scar).sum()), "fp": int((~has_scar & found_scar).sum()),
-            "fn": int((has_scar & ~found_scar).sum()), "tp": int((has_scar & found_scar).sum())}
-
-
-def balanced_accuracy(has_scar: np.ndarray, found_scar: np.ndarray) -> float:
-    """Mean of sensitivity and specificity; of one of them where the other class is absent."""
-    recalls = [np.mean(found_scar[has_scar] == 1) if has_scar.any() else None,
-               np.mean(found_scar[~has_scar] == 0) if (~has_scar).any() else None]
-    return float(np.mean([r for r in recalls if r is not None]))
-
-
-def aggregate(rows: Iterable[dict]) -> dict[str, float | int | None]:
-    """The metrics of one run (one arm, one seed) over its per-case rows; None = not defined."""
-    rows = list(rows)
-    if not rows:
-        raise UserError("No case to evaluate; is the validation folder empty?")
-    has_scar = np.array([r["has_scar"] for r in rows])
-    found_scar = np.array([r["found_scar"] for r in rows])
-    slices = np.array([s for r in rows for s in r["slices"]]).reshape(-1, 3)
-    area = auroc(slices[:, 1] > 0, slices[:, 2])
-    return {
-        "dice": _mean(r["dice"] for r in rows),
-        "dice_tp": _mean(r["dice_tp"] for r in rows),
-        "no_reflow_dice": _mean(r["no_reflow_dice"] for r in rows),
-        "slice_auroc": None if np.isnan(area) else area,
-        "accuracy": float(np.mean(has_scar == found_scar)),
-        "balanced_accuracy": balanced_accuracy(has_scar, found_scar),
-        **detection_counts(has_scar, found_scar),
-        "volume_mae_percent": _mean(abs(r["volume_error_percent"]) for r in rows),
-    }
-
-
 def _percent(labels: np.ndarray, roles: Roles) -> float:
     wall = int(np.isin(labels, roles.wall).sum())
     return 100.0 * int(np.isin(labels, roles.scars).sum()) / wall if wall else 0.0
+
+
+def _millilitres(of: str, truth: np.ndarray, prediction: np.ndarray,
+                 spacing: Sequence[float]) -> dict[str, float]:
+    voxel = float(np.prod(spacing)) / 1000.0
+    return {f"{of}true_ml": int(truth.sum()) * voxel,
+            f"{of}predicted_ml": int(prediction.sum()) * voxel}
 
 
 def _no_reflow_dice(truth: np.ndarray, prediction: np.ndarray, roles: Roles) -> float | None:
@@ -151,6 +158,22 @@ def _scar_slices(truth: np.ndarray, prediction: np.ndarray) -> list[list[float]]
     return [[int(z), dice(truth[z], prediction[z])] for z in np.flatnonzero(enough)]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return float(np.mean(present)) if present else None
+def _lesions(truth: np.ndarray, prediction: np.ndarray) -> list[int]:
+    """[found, false, missed]; `found` counts the truth's lesions."""
+    def touching(parts_of: np.ndarray, other: np.ndarray) -> tuple[int, int]:
+        parts, count = ndimage.label(parts_of, np.ones((3, 3, 3)))
+        return len(np.unique(parts[other & parts_of])), count
+
+    (found, lesions), (true, predicted) = touching(truth, prediction), touching(prediction, truth)
+    return [found, predicted - true, lesions - found]
+
+
+def _on_the_wall(truth: np.ndarray, prediction: np.ndarray, anatomy: Anatomy) -> dict:
+    segment = np.where(anatomy.myocardium, anatomy.segment, 0)
+    size, true, predicted = (np.bincount(segment[mask], minlength=APEX + 1)
+                             for mask in (segment > 0, truth, prediction))
+    measured = {name: measure(np.where(mask, 1, 0), anatomy) for name, mask in (
+        ("true", truth), ("predicted", prediction))}
+    return {"segments": [[int(s), float(true[s] / size[s]), float(predicted[s] / size[s])]
+                         for s in np.flatnonzero(size) if s > 0],
+            **{f"{name}_transmurality": float(m.transmurality) for name, m in measured.items()}}

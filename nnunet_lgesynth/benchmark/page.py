@@ -81,10 +81,11 @@ def picture(caption: str, png: bytes) -> str:
             f'base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>')
 
 
-def plot(draw: Callable, salt: str, size: tuple[float, float] = (3.3, 3.3)) -> str:
+def plot(draw: Callable, salt: str, size: tuple[float, float] = (3.3, 3.3),
+         projection: str | None = None) -> str:
     """An SVG of `size` inches of what `draw(axes)` draws; `INK` becomes the page's text colour.
 
-    `salt` makes its ids unlike those of the page's other plots.
+    `salt` makes its ids unlike those of the page's other plots; `projection` is the axes'.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -93,9 +94,10 @@ def plot(draw: Callable, salt: str, size: tuple[float, float] = (3.3, 3.3)) -> s
                      "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
                      "ytick.color": INK, "font.family": "sans-serif"}):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(projection=projection)
         draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
+        if projection is None:
+            axes.spines[["top", "right"]].set_visible(False)
         axes.patch.set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

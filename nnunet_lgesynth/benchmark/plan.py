@@ -2,9 +2,10 @@
 
     OUT/seed_<s>/nnUNet_results/<dataset>/<trainer>__<plans>__<configuration>/fold_<k>
 
-Each seed has its own `nnUNet_results`, since nnU-Net has no seed and would overwrite. Generators
-stay in the user's `nnUNet_results`: one per fold, shared by the seeds. Stages run in order:
-0 trainings that need no generator, 1 the fits, 2 trainings that need one.
+Each seed, and each variant of an arm (`seed_0_p0.25`), has its own `nnUNet_results`, since nnU-Net
+has no seed and would overwrite. Generators stay in the user's `nnUNet_results`: one per fold,
+shared by the seeds. Stages run in order: 0 trainings that need no generator, 1 the fits, 2
+trainings that need one.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
-from nnunet_lgesynth.config import PRESETS, InjectionConfig, UserError, config_hash
+from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant, file_name
+from nnunet_lgesynth.config import (
+    PRESETS,
+    FitConfig,
+    InjectionConfig,
+    UserError,
+    config_hash,
+    limited,
+    preset_flags,
+)
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
-from nnunet_lgesynth.generators.fitted import generator_folder, is_fitted, read_fitted
+from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
-__all__ = ["ADDABLE", "ARMS", "Job", "Settings", "check_generators", "check_trainers",
+__all__ = ["ADDABLE", "Job", "Settings", "check_generators", "check_trainers",
            "fold_generator", "injects", "is_done",
            "needs_generator", "plan", "training_job", "trainings"]
 
-ARMS = {"real": "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
-        "lgesynth": "nnUNetTrainerLGESynth"}
 ADDABLE = ("images", "labels")
 STOCK = "nnUNetTrainer"
 DEFAULT_PLANS = "nnUNetPlans"
@@ -55,12 +63,9 @@ class Settings:
     planar: str = "2d"              # configuration of generators and judges, see `Fold.planar`
 
     def __post_init__(self):
-        wrong = [a for a in self.arms if a not in ARMS and not a.startswith("nnUNetTrainer")]
-        if wrong or not self.arms:
-            raise UserError(f"Unknown arm {wrong or '(none given)'}: choose among {sorted(ARMS)} "
-                            "or give a trainer's class name, nnUNetTrainer...; filtered arms are "
-                            "computed in any case.")
-        for name, values in (("arms", [self.trainer(a) for a in self.arms]),
+        if not self.arms:
+            raise UserError("Unknown arm: none is given; name at least one with --arms.")
+        for name, values in (("arms", [Variant.of(a) for a in self.arms]),
                              ("folds", self.folds)):
             if len(set(values)) != len(values):
                 raise UserError(f"--{name} {values} names one twice; drop it.")
@@ -77,15 +82,19 @@ class Settings:
         if (self.images is None) != (self.labels is None):
             raise UserError("--images and --labels belong together: give both or neither.")
 
-    def trainer(self, arm: str) -> str:
-        return ARMS.get(arm, arm)
+    def generator(self, arm: str) -> FitConfig | None:
+        """The settings of the generator that an arm draws from, None where it needs none."""
+        variant = Variant.of(arm)
+        return limited(PRESETS[self.preset], variant.patients) \
+            if needs_generator(variant.trainer) else None
 
     def recipe(self, arm: str) -> Recipe:
-        fitted = needs_generator(self.trainer(arm))
-        return Recipe(self.dataset, self.configuration, self.plans, self.trainer(arm), self.epochs,
-                      self.iterations, self.preset if fitted else None,
-                      config_hash(PRESETS[self.preset]) if fitted else None,
-                      self.warm_up if injects(self.trainer(arm)) else None)
+        variant, generator = Variant.of(arm), self.generator(arm)
+        return Recipe(self.dataset, self.configuration, self.plans, variant.trainer, self.epochs,
+                      self.iterations, generator and generator.preset,
+                      generator and config_hash(generator),
+                      self.warm_up if injects(variant.trainer) else None,
+                      probability=variant.probability, patients=variant.patients)
 
     def fixed(self) -> dict:
         """The settings that must stay the same for every run into one output folder; those of
@@ -141,13 +150,14 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
                     and (not external or records.holds(training, external, "external")))
         if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
-    for fold in settings.folds:
-        waiting = any(j.stage == 2 and f"_fold_{fold}_" in j.name for j in jobs)
-        if waiting and is_fitted(fold_generator(settings, fold)):
-            _refuse_lost_judge(settings, fold)
-            judge_of(fold_generator(settings, fold), folds[fold], "cpu")
-        elif waiting:
-            jobs += _fit_jobs(settings, fold, folds[fold], {j.name for j in jobs})
+    waiting = dict.fromkeys((j.training.fold, j.training.arm) for j in jobs if j.stage == 2)
+    for fold, patients in dict.fromkeys((k, Variant.of(arm).patients) for k, arm in waiting):
+        folder = fold_generator(settings, fold, patients)
+        if is_fitted(folder):
+            _refuse_lost_judge(settings, fold, patients)
+            judge_of(folder, folds[fold], "cpu")
+        else:
+            jobs += _fit_jobs(settings, fold, patients, folds[fold], {j.name for j in jobs})
     return sorted(jobs, key=lambda job: job.stage)
 
 
@@ -159,7 +169,7 @@ def trainings(settings: Settings) -> list[Training]:
 
 def training_job(settings: Settings, training: Training) -> Job:
     """The command of one training; it goes on from a checkpoint where there is one."""
-    trainer = training.recipe.trainer
+    trainer, variant = training.recipe.trainer, Variant.of(training.arm)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
             settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
             *_plans(settings), *_budget(settings),
@@ -168,11 +178,12 @@ def training_job(settings: Settings, training: Training) -> Job:
         argv.append("--val")
     elif (training.folder / "checkpoint_latest.pth").is_file():
         argv.append("--c")
-    env = {"nnUNet_results": str(_results(settings, training.seed)),
-           "LGESYNTH_SEED": str(training.seed)}
+    env = {"nnUNet_results": str(_results(settings, training.seed, variant)),
+           "LGESYNTH_SEED": str(training.seed), **variant.environment}
     if needs_generator(trainer):
-        env["LGESYNTH_GENERATOR"] = str(fold_generator(settings, training.fold))
-    name = f"{training.arm}_fold_{training.fold}_seed_{training.seed}"
+        env["LGESYNTH_GENERATOR"] = str(fold_generator(settings, training.fold,
+                                                       variant.patients))
+    name = f"{file_name(training.arm)}_fold_{training.fold}_seed_{training.seed}"
     return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env, training)
 
 
@@ -190,45 +201,52 @@ def is_done(folder: Path, fold: Fold) -> bool:
 
 def needs_generator(trainer: str) -> bool:
     """Whether a trainer draws from a fitted inpainter (nnUNetTrainerLGESynth and its kin)."""
-    return trainer.startswith(ARMS["lgesynth"])
+    return trainer.startswith(TRAINERS["lgesynth"])
 
 
 def injects(trainer: str) -> bool:
     """Whether a trainer must have injected something: all of the plugin's but the real-only one."""
-    return trainer.startswith("nnUNetTrainerLGE") and trainer != ARMS["real"]
+    return trainer.startswith("nnUNetTrainerLGE") and trainer != TRAINERS[REFERENCE]
 
 
-def fold_generator(settings: Settings, fold: int) -> Path:
-    """The fold's generator, in the user's own results."""
-    return generator_folder(nnunet_path("nnUNet_results"), settings.dataset, settings.preset,
-                            settings.plans, settings.planar, fold)
+def fold_generator(settings: Settings, fold: int, patients: int | None = None) -> Path:
+    """The fold's generator, in the user's own results; that of so many `patients`."""
+    return generator_folder(
+        nnunet_path("nnUNet_results"), settings.dataset,
+        limited(PRESETS[settings.preset], patients).preset, settings.plans, settings.planar, fold)
 
 
 def check_trainers(settings: Settings) -> None:
     """Refuse an arm whose trainer nnU-Net does not find, or that would not obey the budget."""
     add_to_environment()
     budget = [f"--{name}" for name in ("epochs", "iterations") if getattr(settings, name)]
-    for arm in settings.arms:
-        find_trainer(settings.trainer(arm), budget)
+    for variant in map(Variant.of, settings.arms):
+        find_trainer(variant.trainer, [*budget, *variant.environment])
 
 
 def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
     """Refuse a generator that was fitted on validation cases of the fold it is to serve, or with
     other settings than the preset's, under whose name its arm would be recorded."""
-    if not any(needs_generator(settings.trainer(arm)) for arm in settings.arms):
-        return
-    for number, fold in folds.items():
-        folder = fold_generator(settings, number)
-        if not is_fitted(folder):
-            continue                       # not fitted yet
-        told = read_fitted(folder, "train", "config")
-        refuse_other_settings(told["config"], PRESETS[settings.preset], folder)
-        refuse_leak(told["train"], fold, folder)
+    for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
+                                  if needs_generator(v.trainer)):
+        for number, fold in folds.items():
+            folder = fold_generator(settings, number, patients)
+            if not is_fitted(folder):
+                continue                       # not fitted yet
+            told = read_fitted(folder, "train", "config")
+            refuse_other_settings(told["config"], limited(PRESETS[settings.preset], patients),
+                                  folder)
+            refuse_leak(told["train"], fold, folder)
+            more = set(told["train"]) - set(fold.subset(patients).train)
+            if patients and more:
+                raise UserError(f"By {folder / RECORD} the generator was fitted on {min(more)}, "
+                                f"which is not among the {patients} patients of the arm; move its "
+                                "folder away, and the benchmark fits another one.")
 
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
     recipe = settings.recipe(arm)
-    folder = (_results(settings, seed) / settings.dataset
+    folder = (_results(settings, seed, Variant.of(arm)) / settings.dataset
               / f"{recipe.trainer}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
     return Training(arm, fold, seed, folder, recipe, settings.device)
 
@@ -238,9 +256,9 @@ def _stock_fold(settings: Settings, fold: int) -> Path:
             / f"{STOCK}__{settings.plans}__{settings.planar}" / f"fold_{fold}")
 
 
-def _refuse_lost_judge(settings: Settings, fold: int) -> None:
+def _refuse_lost_judge(settings: Settings, fold: int, patients: int | None) -> None:
     """A fitted generator works only with the judge that tuned it."""
-    folder = fold_generator(settings, fold)
+    folder = fold_generator(settings, fold, patients)
     reward = read_fitted(folder).get("reward")
     places = [_stock_fold(settings, fold) / "checkpoint_final.pth"]
     if reward is not None:
@@ -250,32 +268,34 @@ def _refuse_lost_judge(settings: Settings, fold: int) -> None:
                         "delete that folder, and the benchmark trains a judge and fits anew.")
 
 
-def _fit_jobs(settings: Settings, fold: int, opened: Fold, planned: set[str]) -> list[Job]:
+def _fit_jobs(settings: Settings, fold: int, patients: int | None, opened: Fold,
+              planned: set[str]) -> list[Job]:
     """The fit, and before it the real-only training that judges where neither is there yet. Beside
-    3D arms that one is none of them, so it is not recorded."""
+    3D arms that one is none of them, so it is not recorded. A fit on few patients is judged by a
+    training on the same."""
     stock = _stock_fold(settings, fold)
-    reward, jobs = stock, []
+    reward, jobs, preset = stock, [], limited(PRESETS[settings.preset], patients).preset
     flat = replace(settings, configuration=settings.planar)
     if flat != settings:
         Fold.open(settings.dataset, flat.configuration, fold, settings.plans)   # is it there?
-    if not (stock / "checkpoint_final.pth").is_file():
-        real = _training(flat, "real", fold, 0)
+    if patients or not (stock / "checkpoint_final.pth").is_file():
+        real = _training(flat, REFERENCE + (f":n={patients}" if patients else ""), fold, 0)
         reward, job = real.folder, training_job(flat, real)
         if flat != settings:
-            job = replace(job, name=f"judge_fold_{fold}", training=None)
+            job = replace(job, name=job.name.replace(REFERENCE, "judge", 1), training=None)
         if job.name not in planned and not is_done(real.folder, opened):
             jobs.append(job)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "fit", "-d", settings.dataset, "-c",
-            settings.planar, "-f", str(fold), "--preset", settings.preset, "--reward",
+            settings.planar, "-f", str(fold), *preset_flags(preset).split(), "--reward",
             str(reward), "-device", settings.device, *_plans(settings)]
-    if fold_generator(settings, fold).is_dir():
+    if fold_generator(settings, fold, patients).is_dir():
         argv.append("--resume")
     env = {"nnUNet_results": str(nnunet_path("nnUNet_results"))}
-    return [*jobs, Job(f"fit_{settings.preset}_fold_{fold}", 1, tuple(argv), env)]
+    return [*jobs, Job(f"fit_{preset}_fold_{fold}", 1, tuple(argv), env)]
 
 
-def _results(settings: Settings, seed: int) -> Path:
-    return settings.out / f"seed_{seed}" / "nnUNet_results"
+def _results(settings: Settings, seed: int, variant: Variant) -> Path:
+    return settings.out / f"seed_{seed}{variant.suffix}" / "nnUNet_results"
 
 
 def _plans(settings: Settings) -> list[str]:

@@ -11,26 +11,37 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.compare import PRIMARY, Comparison, reference_of
+from nnunet_lgesynth.benchmark import plots
+from nnunet_lgesynth.benchmark.arms import COUNTS, UNITS
+from nnunet_lgesynth.benchmark.compare import PRIMARY, Comparison
 from nnunet_lgesynth.benchmark.page import (
-    ACCENT,
-    INK,
     PRIVATE,
     number,
     picture,
-    plot,
     provenance,
     section,
     table,
     verdict,
     write_page,
 )
+from nnunet_lgesynth.benchmark.variants import reference_of
 
 __all__ = ["Report", "markdown_table", "write_report"]
 
 ARM_COLUMNS = {**PRIMARY, "dice": "Dice", "balanced_accuracy": "balanced accuracy",
                "volume_mae_percent": "volume error, % of wall"}
-COUNTS = ("tn", "fp", "fn", "tp")
+NAMES = {
+    **ARM_COLUMNS, "dice_tp_small": "Dice-TP, smallest third of scars", "hd95_mm": "HD95",
+    "asd_mm": "average surface distance", "volume_mae_percent": "volume error",
+    "volume_bias_percent": "volume bias", "volume_mae_ml": "volume error",
+    "volume_bias_ml": "volume bias", "no_reflow_mae_ml": "no-reflow volume error",
+    "no_reflow_bias_ml": "no-reflow volume bias", "transmurality_mae": "transmurality error",
+    "segment_mae_percent": "AHA segments, error of their scar",
+    "segment_jaccard": "AHA segments with scar, Jaccard index",
+    "segment_kappa": "AHA segments, weighted kappa of five classes", "lesion_f1": "lesion-wise F1",
+    "patient_auroc": "patient AUROC over scar volume",
+    **{f"{of}{name}": f"{of.replace('_', ' ')}{name.replace('_', ' ')}" for of in ("", "slice_")
+       for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")}}
 CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed", "dice": "Dice",
                 "no_reflow_dice": "no-reflow Dice", "true_percent": "true % of wall",
                 "predicted_percent": "predicted % of wall", "true_ml": "true mL",
@@ -41,13 +52,15 @@ CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed",
 class Report:
     """All that a report shows.
 
-    `comparisons` maps a split's title to its `Comparison`; `pictures` maps captions to PNG files,
-    which are embedded.
+    `comparisons` maps a split's title to its `Comparison`, `before` to what was stated before the
+    run; `cases` are its unfiltered per-case rows, `pictures` maps captions to PNG files, which are
+    embedded.
     """
 
     title: str
     comparisons: dict[str, Comparison]
-    cases: list[dict]
+    before: dict[str, str]
+    cases: dict[str, list[dict]]
     trainings: list[dict]
     commands: list[str]
     versions: dict[str, str]
@@ -61,9 +74,10 @@ def write_report(path: str | Path, report: Report) -> Path:
     path = Path(path)
     parts = [f'<p class="soft">{escape(report.date)} · {escape(report.machine)}</p>']
     for split, comparison in report.comparisons.items():
-        parts += _split(split, comparison)
+        parts += _split(split, comparison, report.before.get(split, ""), report.cases[split])
     rows = [r for c in report.comparisons.values() for r in c.rows]
-    parts += [_trainings(report.trainings, rows), _pictures(report.pictures), _cases(report.cases),
+    parts += [_trainings(report.trainings, rows), _pictures(report.pictures),
+              _cases([r for rows in report.cases.values() for r in rows]),
               provenance(report.commands, report.versions, report.machine)]
     write_page(path, report.title, parts)
     return path
@@ -81,10 +95,14 @@ def markdown_table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _split(split: str, comparison: Comparison) -> list[str]:
-    return [f'<section><p class="soft">{escape(split)}</p>', verdict(*comparison.verdict),
-            _arms(comparison.rows), _differences(comparison.rows), _detection(comparison.rows),
-            _plots(comparison.patients), "</section>"]
+def _split(split: str, comparison: Comparison, before: str, cases: list[dict]) -> list[str]:
+    stated = [f"Stated before the run: {before}"] if before else []
+    return [f'<section><p class="soft">{escape(split)}</p>',
+            verdict(*comparison.verdict, *stated), _arms(comparison.rows),
+            plots.forest(comparison.rows), _differences(comparison.rows),
+            _detection(comparison.rows), plots.paired(comparison.patients),
+            plots.doses(comparison.rows), plots.bland_altman(cases), plots.segments(cases),
+            _everything(comparison.rows), "</section>"]
 
 
 def _arms(rows: list[dict]) -> str:
@@ -110,53 +128,54 @@ def _differences(rows: list[dict]) -> str:
             if row is None or row["value"] is None:
                 continue
             bounds = ("–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}")
-            p = found[f"{metric}_p_vs_{reference}"]["value"]
             cells = [f"{escape(arm)} − {escape(reference)}", escape(name), f"{row['value']:+.3f}",
-                     bounds, "–" if p is None else f"{p:.3f}", str(row["n"])]
+                     bounds, *(number(found.get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
+                               for what in ("p", "p_holm", "detectable")), str(row["n"])]
             body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     if not body:
         return ""
-    head = ["difference", "metric", "value", "95 % interval", "p", "patients"]
+    head = ["difference", "metric", "value", "95 % interval", "p", "p, corrected", "detectable",
+            "patients"]
     return section("Paired differences", table(head, body), (
-        "Paired by patient and seed; p from flipping the arms patient by patient. Not corrected "
-        "for the number of comparisons."))
+        "Paired by patient and seed; p from flipping the arms patient by patient, corrected (Holm) "
+        "over arms and primary metrics, on which alone the verdict rests. Detectable: smallest "
+        "mean difference that a t-test of so many patients finds in 80 % of studies, by the spread "
+        "seen here."))
 
 
 def _detection(rows: list[dict]) -> str:
     body = []
     for arm, found in _by_arm(rows).items():
-        cells = [_count(found[c]["value"]) for c in COUNTS]
-        cells += [number(found["accuracy"]["value"]), number(found["balanced_accuracy"]["value"])]
-        body.append(f"<tr><td>{escape(arm)}</td>" + "".join(f"<td>{c}</td>" for c in cells)
-                    + "</tr>")
-    head = ["arm", "true neg.", "false pos.", "false neg.", "true pos.", "accuracy",
-            "balanced accuracy"]
-    return section("Scar found or not, per patient", table(head, body),
-                   "One predicted voxel counts as found; counts are means over seeds.")
+        for of, prefix in (("patients", ""), ("slices", "slice_")):
+            cells = [escape(arm), of, *(_count(found[f"{prefix}{c}"]["value"]) for c in COUNTS),
+                     *(number(found[f"{prefix}{m}"]["value"]) for m in (
+                         "sensitivity", "specificity", "accuracy", "balanced_accuracy"))]
+            tested = found.get(f"detection_p_mcnemar_vs_{reference_of(arm)}")
+            if of == "patients" and tested is not None:
+                gained, lost = (found[f"detection_{k}_vs_{reference_of(arm)}"]["value"]
+                                for k in ("gained", "lost"))
+                cells.append(f"+{gained:g} −{lost:g}<small>p = {tested['value']:.3f}</small>")
+            else:
+                cells.append("–")
+            body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    head = ["arm", "of", "true neg.", "false pos.", "false neg.", "true pos.", "sensitivity",
+            "specificity", "accuracy", "balanced accuracy", "told right, against real"]
+    return section("Scar found or not", table(head, body), (
+        "One predicted voxel counts as found; counts are means over seeds. Last column: patients "
+        "whom only this arm, and whom only the reference tells right (by most seeds), with "
+        "McNemar's exact p."))
 
 
-def _plots(patients: list[dict]) -> str:
-    dice = {(p["arm"], p["case"]): p["dice"] for p in patients}
-    figures = []
-    for arm in dict.fromkeys(p["arm"] for p in patients):
-        reference = reference_of(arm)
-        pairs = [(dice[reference, c], value) for (a, c), value in dice.items()
-                 if a == arm and (reference, c) in dice]
-        if arm != reference and pairs:
-            figures.append(f"<figure>{_scatter(pairs, arm, reference)}</figure>")
-    if not figures:
-        return ""
-    return section("Each patient, paired", f'<div class="plots">{"".join(figures)}</div>',
-                   "Scar Dice, mean over seeds; a point above the diagonal is a patient who "
-                   "gained.")
-
-
-def _scatter(pairs: list[tuple[float, float]], arm: str, reference: str) -> str:
-    def draw(axes) -> None:
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6)
-        axes.plot(*zip(*pairs), "o", color=ACCENT, markersize=5, alpha=0.75, clip_on=False)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=reference, ylabel=arm)
-    return plot(draw, salt=arm)
+def _everything(rows: list[dict]) -> str:
+    """All metrics, arms as columns."""
+    arms, body = _by_arm(rows), []
+    for metric, unit in UNITS.items():
+        if any(found[metric]["value"] is not None for found in arms.values() if metric in found):
+            cells = "".join(_cell(found.get(metric), None) for found in arms.values())
+            body.append(f"<tr><td>{escape(NAMES[metric])}<small>{escape(unit)}</small></td>"
+                        f"{cells}</tr>")
+    return (f"<details><summary>All metrics ({len(body)})</summary>"
+            + table(["metric", *arms], body) + "</details>")
 
 
 def _trainings(trainings: list[dict], rows: list[dict]) -> str:

@@ -19,7 +19,6 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,7 +33,8 @@ from nnunet_lgesynth.benchmark.collect import (
 )
 from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
 from nnunet_lgesynth.benchmark.external import external_cases, predict_external
-from nnunet_lgesynth.benchmark.pictures import pool_pictures
+from nnunet_lgesynth.benchmark.leakage import refuse_known_images, refuse_leaky_training
+from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
     ADDABLE,
     Job,
@@ -47,7 +47,9 @@ from nnunet_lgesynth.benchmark.plan import (
     training_job,
     trainings,
 )
+from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
+from nnunet_lgesynth.benchmark.variants import file_name
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 
@@ -96,6 +98,7 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
     test = _external(settings, folds)
     _claim(settings, folds)
+    before = _before(settings, folds, test)
     records = Records.below(settings.out, settings.dataset)
 
     def record(training: Training) -> None:
@@ -116,14 +119,33 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     cases = {split: [r for r in rows if r["split"] == split and r["case"] in
                      (test if split == "external" else folds[r["fold"]].val)] for split in splits}
     comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
-    return _write(settings, folds, comparisons, cases, summaries)
+    return _write(settings, folds, comparisons, cases, summaries, before)
+
+
+def _before(settings: Settings, folds: dict[int, Fold], test: list[str]) -> dict[str, str]:
+    """What each split's patients can show, known from their truth and the number of arms alone;
+    told and written before anything is trained."""
+    patients = {"validation": [(f.folder.parent / "gt_segmentations", case)
+                               for f in folds.values() for case in f.val],
+                "external": [(settings.labels, case) for case in test]}
+    fold = next(iter(folds.values()))
+    found = {split: smallest_effects([folder / f"{case}{fold.dataset_json['file_ending']}"
+                                      for folder, case in paths], fold.info.roles, settings.arms)
+             for split, paths in patients.items() if paths}
+    path = settings.out / "benchmark.json"
+    write_json(path, {**json.loads(path.read_text()), "before": found})
+    for split, sentence in found.items():
+        print(f"{_split_name(settings, split)}: {sentence}", flush=True)
+    return found
 
 
 def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
     if not settings.images:
         return []
     ending = next(iter(folds.values())).dataset_json["file_ending"]
-    return external_cases(settings.images, settings.labels, ending)
+    test = external_cases(settings.images, settings.labels, ending)
+    refuse_known_images(settings.images, test, folds)
+    return test
 
 
 def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
@@ -172,8 +194,7 @@ def _claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> No
         make_folder(settings.out)
     path = settings.out / "benchmark.json"
     fixed = settings.fixed()
-    splits = {f"split of fold {k}": sha256(json.dumps([f.train, f.val]).encode()).hexdigest()[:12]
-              for k, f in folds.items()}
+    splits = {f"split of fold {k}": f.split_hash for k, f in folds.items()}
     before = _claimed(path) if path.is_file() else {}
     changed = [f"{k} {before[k]} -> {v}" for k, v in {**fixed, **splits}.items()
                if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
@@ -209,9 +230,10 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
 
 
 def _record(records: Records, training: Training, fold: Fold) -> None:
+    refuse_leaky_training(training, fold.subset(training.recipe.patients))
     summary = _refuse_idle(training, training_summary(training))
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
-    records.add(collect_cases(training, training.predictions, truth, fold.val, fold.info.roles,
+    records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
                               fold.dataset_json["file_ending"]), [summary])
 
 
@@ -222,18 +244,18 @@ def _record_external(settings: Settings, folds: dict[int, Fold], records: Record
         if not is_done(training.folder, fold):
             continue                       # recorded, or the plan would have trained it
         ending = fold.dataset_json["file_ending"]
-        out = (settings.out / f"seed_{training.seed}" / "external" / training.arm
+        out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm)
                / f"fold_{training.fold}")
         if records.holds(training, test, "external"):
             continue
         predict_external(training.folder, settings.images, test, out, ending,
                          len(fold.dataset_json["channel_names"]), settings.device)
-        records.add(collect_cases(training, out, settings.labels, test, fold.info.roles, ending,
+        records.add(collect_cases(training, out, settings.labels, test, fold.raw_info, ending,
                                   "external"))
 
 
 def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Comparison],
-           cases: dict[str, list[dict]], summaries: list[dict]) -> dict:
+           cases: dict[str, list[dict]], summaries: list[dict], before: dict[str, str]) -> dict:
     context = _context(settings, "validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = comparisons["validation"].verdict
@@ -244,18 +266,22 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
              "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
     write_json(settings.out / "benchmark.json", {
-        "settings": _claimed(settings.out / "benchmark.json"), "verdict": sentences,
-        "commands": commands, **origin})
+        "settings": _claimed(settings.out / "benchmark.json"), "before": before,
+        "verdict": sentences, "commands": commands, **origin})
     (settings.out / "report.md").write_text("\n\n".join(
         f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"
         for split, c in comparisons.items()))
     write_report(paths["report"], Report(
         f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
-        [r for group in cases.values() for r in group if not r["arm"].endswith(FILTERED)],
+        {_split_name(settings, split): text for split, text in before.items()},
+        {_split_name(settings, split): [r for r in rows if not r["arm"].endswith(FILTERED)]
+         for split, rows in cases.items()},
         summaries, commands, origin["versions"], origin["device"], origin["date"],
-        pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
-                      settings.out / "pictures")))
+        {**case_pictures(trainings(settings), folds, comparisons["validation"].patients,
+                         settings.out / "pictures"),
+         **pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
+                         settings.out / "pictures")}))
     return {"verdict": sentences[0], "sentences": sentences, "rows": rows, **paths}
 
 

@@ -103,7 +103,7 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     preset without reward steps does not need. Judge, cases and folder are examined before anything
     is written; `dry_run` ends there.
     """
-    opened = Fold.open(dataset, configuration, fold, plans)
+    opened = Fold.open(dataset, configuration, fold, plans).subset(config.patients)
     if opened.volumetric:
         raise UserError(f"Configuration {configuration!r} is 3D and the inpainter paints slices; "
                         f"fit it with -c {opened.planar}, 3D trainings use it, too.")
@@ -198,6 +198,6 @@ def refuse_leak(train: Sequence[str], fold: Fold, folder: Path) -> None:
     """Refuse the generator in `folder`, fitted on the cases `train`, if they are validated on."""
     seen = sorted(set(train) & set(fold.val) - set(fold.train))
     if seen:
-        raise UserError(f"{folder} was fitted on {len(seen)} validation cases of fold {fold.fold} "
-                        f"(first: {seen[0]}), so results would be too good; move the "
-                        f"folder away and fit one with -f {fold.fold}.")
+        raise UserError(f"By {folder / RECORD} the generator was fitted on {len(seen)} validation "
+                        f"cases of fold {fold.fold} (first: {seen[0]}), so results would be too "
+                        f"good; move its folder away and fit one with -f {fold.fold}.")

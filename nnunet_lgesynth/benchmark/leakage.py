@@ -1,0 +1,57 @@
+"""Nothing that was made of a patient may be scored on that patient.
+
+Compared are cases by name, splits by their hash, and images by theirs; the file that proves a leak
+is named. Generators and judges are refused where they are found (`pool.generator`); here are the
+trainings themselves and the external test set. Prior and painter measure their statistics on the
+training cases of generator and training, so what is told of these holds for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from nnunet_lgesynth.benchmark.collect import Training, read_labels, read_rows
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.pool.attach import POOL_FOLDER
+from nnunet_lgesynth.pool.store import read_manifest
+
+__all__ = ["refuse_known_images", "refuse_leaky_training"]
+
+
+def refuse_leaky_training(training: Training, fold: Fold) -> None:
+    """Refuse a training whose pool is made of validation cases, or that had another split."""
+    for pool in sorted(training.folder.glob(f"{POOL_FOLDER}*")):
+        seen = sorted({r["source"] for r in read_manifest(pool)} & set(fold.val) - set(fold.train))
+        if seen:
+            raise UserError(f"{pool / 'manifest.jsonl'} names {len(seen)} validation cases of fold "
+                            f"{fold.fold} as sources (first: {seen[0]}), so {training.folder} has "
+                            "trained on them; remove that folder and run again.")
+    log = training.folder / "lgesynth.jsonl"
+    other = [r["split"] for r in read_rows(log) if r.get("split", fold.split_hash)
+             != fold.split_hash]
+    if other:
+        raise UserError(f"{log} is of another split (hash {other[0]}, now {fold.split_hash}), so "
+                        f"{training.folder} may have trained on validation cases of fold "
+                        f"{fold.fold}; remove that folder and run again.")
+
+
+def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fold]) -> None:
+    """Refuse external test images that are the dataset's own: of the same voxels as one of any
+    fold's training cases."""
+    fold = next(iter(folds.values()))
+    ending, channel = fold.dataset_json["file_ending"], f"{fold.info.roles.lge_channel:04d}"
+    raw = nnunet_path("nnUNet_raw") / fold.dataset / "imagesTr"
+    known = {_voxels(path): path for case in sorted({c for f in folds.values() for c in f.train})
+             if (path := raw / f"{case}_{channel}{ending}").is_file()}
+    for case in cases:
+        path = Path(images) / f"{case}_{channel}{ending}"
+        if (twin := known.get(_voxels(path))) is not None:
+            raise UserError(f"{path} is the training image {twin}; leave it out of --labels.")
+
+
+def _voxels(path: Path) -> str:
+    image, _ = read_labels(path)
+    return sha256(repr(image.shape).encode() + image.astype(float).tobytes()).hexdigest()

@@ -1,0 +1,33 @@
+"""What a test set can show at all, from its truth and the number of arms: no result is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_lgesynth.benchmark.collect import read_labels
+from nnunet_lgesynth.benchmark.compare import PRIMARY, tests_of
+from nnunet_lgesynth.benchmark.statistics import POWER, detectable
+from nnunet_lgesynth.dataset.roles import Roles
+
+__all__ = ["smallest_effects"]
+
+
+def smallest_effects(truths: Sequence[Path], roles: Roles, arms: Sequence[str]) -> str:
+    """One sentence: the patients of these label files, and the smallest mean differences that so
+    many can show, in standard deviations of the patients' differences."""
+    labels = [read_labels(path)[0] for path in truths]
+    scarred = sum(bool(np.isin(found, roles.scars).any()) for found in labels)
+    holding = 0 if roles.no_reflow is None else sum(bool((f == roles.no_reflow).any())
+                                                    for f in labels)
+    tests = tests_of(arms)
+    parts = [f"{size:.2f} in {PRIMARY[metric]}" for metric, n in (
+        ("dice_tp", scarred), ("no_reflow_dice", holding))
+        if (size := detectable(n, tests)) is not None]
+    return (f"{len(labels)} patients, {scarred} with scar, {holding} with no-reflow; "
+            + (f"of the {tests} tests of primary metrics each finds, with {POWER:.0%} power after "
+               f"correction, a mean difference of at least {' and '.join(parts)} (in standard "
+               "deviations of the patients' differences)." if parts else
+               "too few to show any difference."))

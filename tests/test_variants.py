@@ -1,0 +1,38 @@
+"""Laws of arms' names: what they say, what they are compared with, and how they are refused."""
+
+import pytest
+
+from nnunet_lgesynth.benchmark.variants import Variant, file_name, is_tested, reference_of
+from nnunet_lgesynth.config import UserError
+
+
+def test_a_name_says_trainer_probability_and_patients():
+    synth = "nnUNetTrainerLGESynth"
+    assert Variant.of("real") == Variant("nnUNetTrainerLGEReal")
+    assert Variant.of("nnUNetTrainerX") == Variant("nnUNetTrainerX")
+    assert Variant.of("lgesynth:n=20,p=0.25") == Variant(synth, 0.25, 20)
+    assert Variant.of("synthetic-only") == Variant(synth, 1.0)
+    assert Variant.of("lgesynth:n=20,p=0.25").suffix == "_p0.25_n20"
+    assert Variant.of("real").suffix == "" and Variant.of("real").environment == {}
+    assert Variant.of("lgesynth:n=20,p=0.25").environment == {
+        "LGESYNTH_PROBABILITY": "0.25", "LGESYNTH_PATIENTS": "20"}
+    assert file_name("lgesynth:n=20,p=0.25") == "lgesynth_n=20_p=0.25"
+
+
+@pytest.mark.parametrize("arm, message", [
+    ("reel", "Unknown arm 'reel'"), ("lgesynth:q=1", "'q=1' is neither"),
+    ("lgesynth:p=much", "'p=much' is neither"), ("lgesynth:", "'' is neither"),
+    ("lgesynth:p=1.5", r"p must lie in \[0, 1\]"), ("real:n=2.5", "'n=2.5' is neither")])
+def test_what_says_nothing_is_refused(arm, message):
+    with pytest.raises(UserError, match=message):
+        Variant.of(arm)
+
+
+@pytest.mark.parametrize("arm, reference, tested", [
+    ("real", "real", False), ("real+filter", "real", False), ("real:n=20", "real", False),
+    ("real:n=20+filter", "real+filter", False), ("paint", "real", True),
+    ("paint+filter", "real+filter", True), ("lgesynth:p=0.25", "real", True),
+    ("lgesynth:n=20", "real:n=20", True), ("lgesynth:n=20+filter", "real:n=20+filter", True),
+    ("synthetic-only", "real", True), ("nnUNetTrainerX", "real", True)])
+def test_an_arm_is_compared_with_real_on_as_many_patients(arm, reference, tested):
+    assert reference_of(arm) == reference and is_tested(arm) == tested
