@@ -116,6 +116,8 @@ def add_benchmark(commands) -> None:
     parser.add_argument("--preset", default="gpu-2d", choices=sorted(PRESETS))
     parser.add_argument("--images", metavar="DIR", help="external test images")
     parser.add_argument("--labels", metavar="DIR", help="their labels")
+    parser.add_argument("--ensemble", action="store_true", help=(
+        "predict the external images with all folds together, too"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--plan", action="store_true", help="only print the commands")
     parser.add_argument("-o", required=True, metavar="DIR", help="output folder")
@@ -132,7 +134,7 @@ def benchmark(arguments) -> int:
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs,
-        warm_up=arguments.warm_up)
+        warm_up=arguments.warm_up, ensemble=arguments.ensemble)
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

@@ -160,8 +160,9 @@ def fill_pool(workspace, arm: str) -> None:
 
 def go(workspace, arms=("real", "paint"), **more):
     options = {"preset": "demo", "device": "cpu", "epochs": 2, "iterations": 1, **more}
-    return benchmark(NAME, options.pop("configuration", "2d"), list(arms), [0],
-                     options.pop("seeds", 1), workspace / "out", **options)
+    return benchmark(NAME, options.pop("configuration", "2d"), list(arms),
+                     options.pop("folds", [0]), options.pop("seeds", 1), workspace / "out",
+                     **options)
 
 
 def words(line: str) -> tuple[dict[str, str], list[str]]:
@@ -294,7 +295,8 @@ def test_finished_trainings_go_through_to_a_report(workspace):
     text = outcome["report"].read_text()
     assert outcome["verdict"] in text and "data:image/png;base64," in text
     assert "Share of 2 real scar slices found as well by the real-only model: 1.000" in text
-    assert "| paint |" in (workspace / "out" / "report.md").read_text()
+    told = (workspace / "out" / "report.md").read_text()
+    assert "| paint |" in told and "| paint − real | Dice-TP |" in told and "4 patients" in told
     before = read_rows(outcome["cases"])
     assert len(before) == 2 * 2 * len(TRUTH)
     go(workspace)
@@ -505,7 +507,8 @@ def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(wo
 @pytest.mark.parametrize("change, message", [
     ({"arms": ["reel"]}, "Unknown arm"), ({"arms": ["real", "real"]}, "twice"),
     ({"seeds": 0}, "one seed"), ({"epochs": 0}, "--epochs must"), ({"iterations": 0}, "--iter"),
-    ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels")])
+    ({"preset": "none"}, "preset"), ({"images": "x"}, "--labels"),
+    ({"ensemble": True}, "--ensemble needs --images")])
 def test_contradictions_are_named(workspace, change, message):
     with pytest.raises(UserError, match=message):
         go(workspace, change.pop("arms", ["real"]), plan_only=True, **change)
@@ -546,3 +549,35 @@ def test_external_images_are_predicted_by_the_trained_network_and_scored(workspa
     (images / "e1_0000.nii.gz").unlink()
     with pytest.raises(UserError, match="e1_0000"):
         go(workspace, ["real"], images=images, labels=labels)
+
+
+def test_an_ensemble_is_all_folds_networks_together(workspace):
+    """Of two networks of which one is sure of scar everywhere: it decides."""
+    (workspace / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(
+        json.dumps([SPLIT, SPLIT]))
+    finish(workspace, "real", 8, 0.0)
+    first = fold_folder(workspace, "real")
+    shutil.copytree(first, first.with_name("fold_1"))
+    for folder in (first, first.with_name("fold_1")):
+        write_network(folder)
+    state = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    for name, weight in state["network_weights"].items():
+        if "seg_layers" in name and name.endswith("bias"):
+            weight[3] += 500
+    torch.save(state, folder / "checkpoint_final.pth")
+    images, labels = workspace / "images", workspace / "labels"
+    write_image(images / "e0_0000.nii.gz",
+                np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
+    write_image(labels / "e0.nii.gz", heart(12))
+    outcome = go(workspace, ["real"], images=images, labels=labels, folds=[0, 1], ensemble=True)
+    rows = {(r["split"], r["fold"]): r for r in read_rows(outcome["cases"])
+            if r["arm"] == "real" and r["case"] == "e0"}
+    assert set(rows) == {("external", 0), ("external", 1), ("ensemble", -1)}
+    everything = 3 * 16 * 16
+    assert rows["external", 0]["predicted_voxels"] < everything == \
+        rows["external", 1]["predicted_voxels"] == rows["ensemble", -1]["predicted_voxels"]
+    assert {r["split"].split(",")[0] for r in outcome["rows"]} == {
+        "validation", "external", "ensemble"}
+    shutil.rmtree(first)
+    assert go(workspace, ["real"], images=images, labels=labels, folds=[0, 1],
+              ensemble=True)["rows"] == outcome["rows"]

@@ -26,9 +26,10 @@ from nnunet_lgesynth.config import UserError, hash_of, write_text
 from nnunet_lgesynth.dataset.roles import DatasetInfo
 from nnunet_lgesynth.provenance import machine, versions
 
-__all__ = ["FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases", "merge_rows",
-           "origin_of", "read_labels", "read_rows", "training_summary"]
+__all__ = ["ENSEMBLE", "FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases",
+           "merge_rows", "origin_of", "read_labels", "read_rows", "training_summary"]
 
+ENSEMBLE = -1            # in the place of a fold's number: all folds of the benchmark together
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
 TRAINING_KEY = CASE_KEY[:4]
@@ -109,18 +110,21 @@ class Records:
         merge_rows(self.trainings, summaries, TRAINING_KEY)
 
     def holds(self, training: Training, cases: Iterable[str], split: str = "validation") -> bool:
-        """Whether every case of the split is recorded for this training, and its summary is."""
+        """Whether every case of the split is recorded for this training, and its summary is, which
+        an ensemble has none of."""
         mine = training.key.items()
         found = {r["case"] for r in read_rows(self.cases)
                  if r.get("split") == split and mine <= r.items()}
-        return found >= set(cases) and any(mine <= r.items() for r in read_rows(self.trainings))
+        return found >= set(cases) and (training.fold == ENSEMBLE or any(
+            mine <= r.items() for r in read_rows(self.trainings)))
 
     def of(self, recipes: Iterable[tuple[str, Recipe]], folds: Iterable[int]
            ) -> tuple[list[dict], list[dict]]:
-        """(patients' rows, summaries) of these arms with their recipes, of any seed, on `folds`."""
+        """(patients' rows, summaries) of these arms with their recipes, of any seed, on `folds`
+        and of ensembles of folds."""
         wanted = {(arm + suffix, r.hash) for arm, recipe in recipes
                   for suffix, r in (("", recipe), (FILTERED, recipe.filtered))}
-        rows, summaries = ([r for r in read_rows(path) if r["fold"] in set(folds)
+        rows, summaries = ([r for r in read_rows(path) if r["fold"] in {*folds, ENSEMBLE}
                             and (r["arm"], r["config_hash"]) in wanted]
                            for path in (self.cases, self.trainings))
         return rows, summaries
@@ -136,7 +140,7 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     predictions, labels : folders with one `<case><ending>` each a case.
     cases : identifiers to evaluate; a missing file raises `UserError`.
     info : meaning of the labels, and how the stacks lie.
-    split : "validation" or "external".
+    split : "validation", "external", or "ensemble" of folds on the external images.
     """
     raw, filtered = [], []
     about = {"dataset": training.recipe.dataset, "split": split,

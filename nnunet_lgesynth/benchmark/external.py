@@ -1,4 +1,4 @@
-"""Predictions on an external test set, by nnU-Net's own predictor with the trained fold.
+"""Predictions on an external test set, by nnU-Net's own predictor with a trained fold or several.
 
 Images are named as nnU-Net wants them (`<case>_0000.nii.gz`), labels `<case>.nii.gz`. One image at
 a time in this process: short-axis stacks are small, and no worker processes have to be fed.
@@ -6,6 +6,7 @@ a time in this process: short-axis stacks are small, and no worker processes hav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_lgesynth.config import UserError
@@ -26,10 +27,11 @@ def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
     return cases
 
 
-def predict_external(fold_folder: Path, images: Path, cases: list[str], out: Path, ending: str,
-                     channels: int, device: str) -> Path:
-    """Predict what is missing in `out` with one fold's final checkpoint; returns `out`."""
-    trained = (fold_folder / "checkpoint_final.pth").stat().st_mtime
+def predict_external(folders: Sequence[Path], images: Path, cases: list[str], out: Path,
+                     ending: str, channels: int, device: str) -> Path:
+    """Predict what is missing in `out` with the final checkpoint of a fold folder, or with the mean
+    of several of one model, as nnU-Net ensembles folds; returns `out`."""
+    trained = max((folder / "checkpoint_final.pth").stat().st_mtime for folder in folders)
     missing = [c for c in cases if not (path := out / f"{c}{ending}").is_file()
                or path.stat().st_mtime < trained]
     if not missing:
@@ -41,7 +43,7 @@ def predict_external(fold_folder: Path, images: Path, cases: list[str], out: Pat
     out.mkdir(parents=True, exist_ok=True)
     predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
-        str(fold_folder.parent), use_folds=(fold_folder.name.removeprefix("fold_"),))
+        str(folders[0].parent), use_folds=tuple(f.name.removeprefix("fold_") for f in folders))
     files = [[str(Path(images) / f"{case}_{i:04d}{ending}") for i in range(channels)]
              for case in missing]
     predictor.predict_from_files_sequential(files, [str(out / case) for case in missing])

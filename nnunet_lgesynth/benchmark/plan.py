@@ -60,6 +60,7 @@ class Settings:
     images: Path | None = None      # external test set
     labels: Path | None = None
     warm_up: int | None = None      # scarred cases that an injecting training waits for
+    ensemble: bool = False          # predict the external set with all folds together, too
     planar: str = "2d"              # configuration of generators and judges, see `Fold.planar`
 
     def __post_init__(self):
@@ -81,6 +82,8 @@ class Settings:
             raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
         if (self.images is None) != (self.labels is None):
             raise UserError("--images and --labels belong together: give both or neither.")
+        if self.ensemble and (self.images is None or len(self.folds) < 2):
+            raise UserError("--ensemble needs --images and --labels, and at least two --folds.")
 
     def generator(self, arm: str) -> FitConfig | None:
         """The settings of the generator that an arm draws from, None where it needs none."""
@@ -111,7 +114,8 @@ class Settings:
                 str(self.seeds), "--preset", self.preset, "-device", self.device,
                 *_budget(self), *_warm_up(self), "-o", self.out.name]
         if self.images is not None:
-            argv += ["--images", self.images.name, "--labels", self.labels.name]
+            argv += ["--images", self.images.name, "--labels", self.labels.name,
+                     *["--ensemble"] * self.ensemble]
         return shlex.join(argv)
 
 

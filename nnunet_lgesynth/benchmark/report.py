@@ -6,7 +6,7 @@ summaries of `collect`, commands, versions, pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ from nnunet_lgesynth.benchmark.page import (
 )
 from nnunet_lgesynth.benchmark.variants import reference_of
 
-__all__ = ["Report", "markdown_table", "write_report"]
+__all__ = ["Report", "markdown", "markdown_table", "write_report"]
 
 ARM_COLUMNS = {**PRIMARY, "dice": "Dice", "balanced_accuracy": "balanced accuracy",
                "volume_mae_percent": "volume error, % of wall"}
@@ -42,6 +42,8 @@ NAMES = {
     "patient_auroc": "patient AUROC over scar volume",
     **{f"{of}{name}": f"{of.replace('_', ' ')}{name.replace('_', ' ')}" for of in ("", "slice_")
        for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")}}
+DIFFERENCE_COLUMNS = ("metric", "value", "95 % interval", "p", "p, corrected", "detectable",
+                      "patients")
 CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed", "dice": "Dice",
                 "no_reflow_dice": "no-reflow Dice", "true_percent": "true % of wall",
                 "predicted_percent": "predicted % of wall", "true_ml": "true mL",
@@ -83,6 +85,17 @@ def write_report(path: str | Path, report: Report) -> Path:
     return path
 
 
+def markdown(split: str, comparison: Comparison, before: str) -> str:
+    """A split's verdict, its table, and its paired differences."""
+    head = ["difference", *DIFFERENCE_COLUMNS]
+    lines = [f"| {' | '.join(cells)} |" for cells in (
+        head, ["---"] * len(head), *([f"{arm} − {reference}", *cells] for arm, reference, cells in
+                                     _difference_cells(comparison.rows)))]
+    return "\n\n".join([f"## {split}", f"**{comparison.verdict[0]}**", *comparison.verdict[1:],
+                        f"Stated before the run: {before}", markdown_table(comparison.rows),
+                        "\n".join(lines)]) + "\n"
+
+
 def markdown_table(rows: list[dict]) -> str:
     """One line an arm of one split's number rows, for a README."""
     columns = ["arm", *ARM_COLUMNS.values(), "TN FP FN TP", "patients", "seeds"]
@@ -119,24 +132,27 @@ def _arms(rows: list[dict]) -> str:
         "scar below a fixed share of the wall removed."))
 
 
-def _differences(rows: list[dict]) -> str:
-    body = []
+def _difference_cells(rows: list[dict]) -> Iterator[tuple[str, str, list[str]]]:
+    """(arm, reference, cells of DIFFERENCE_COLUMNS) of each paired difference that is shown."""
     for arm, found in _by_arm(rows).items():
         reference = reference_of(arm)
         for metric, name in ARM_COLUMNS.items():
             row = found.get(f"{metric}_diff_vs_{reference}")
             if row is None or row["value"] is None:
                 continue
-            bounds = ("–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}")
-            cells = [f"{escape(arm)} − {escape(reference)}", escape(name), f"{row['value']:+.3f}",
-                     bounds, *(number(found.get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
-                               for what in ("p", "p_holm", "detectable")), str(row["n"])]
-            body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+            bounds = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+            yield arm, reference, [
+                name, f"{row['value']:+.3f}", bounds,
+                *(number(found.get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
+                  for what in ("p", "p_holm", "detectable")), str(row["n"])]
+
+
+def _differences(rows: list[dict]) -> str:
+    body = ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in (f"{arm} − {reference}", *cells))
+            + "</tr>" for arm, reference, cells in _difference_cells(rows)]
     if not body:
         return ""
-    head = ["difference", "metric", "value", "95 % interval", "p", "p, corrected", "detectable",
-            "patients"]
-    return section("Paired differences", table(head, body), (
+    return section("Paired differences", table(["difference", *DIFFERENCE_COLUMNS], body), (
         "Paired by patient and seed; p from flipping the arms patient by patient, corrected (Holm) "
         "over arms and primary metrics, on which alone the verdict rests. Detectable: smallest "
         "mean difference that a t-test of so many patients finds in 80 % of studies, by the spread "

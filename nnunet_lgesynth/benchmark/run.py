@@ -19,11 +19,13 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.collect import (
+    ENSEMBLE,
     FILTERED,
     Records,
     Training,
@@ -48,7 +50,7 @@ from nnunet_lgesynth.benchmark.plan import (
     trainings,
 )
 from nnunet_lgesynth.benchmark.power import smallest_effects
-from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
+from nnunet_lgesynth.benchmark.report import Report, markdown, write_report
 from nnunet_lgesynth.benchmark.variants import file_name
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
@@ -61,7 +63,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
               preset: str = "gpu-2d", device: str = "cuda", epochs: int | None = None,
               iterations: int | None = None, images: str | Path | None = None,
               labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1,
-              warm_up: int | None = None) -> dict:
+              warm_up: int | None = None, ensemble: bool = False) -> dict:
     """Compare training arms on validation folds and, where given, on external images.
 
     Parameters
@@ -72,6 +74,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     epochs, iterations : of every arm; None leaves nnU-Net's own.
     plan_only : run and write nothing, return {"plan": [one shell line a missing job]}.
     jobs : trainings that run at a time.
+    ensemble : predict the external images with all folds together, too.
     warm_up : scarred cases that a training with synthesis waits for; None leaves the trainer's own.
 
     Returns {"verdict", "sentences", "rows", "report", "results", "cases"}: the headline, all
@@ -83,7 +86,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         first.dataset if first else str(dataset_id), configuration,
         tuple(arms), tuple(folds), seeds, Path(out).resolve(), plans, preset, device, epochs,
         iterations, Path(images).resolve() if images else None,
-        Path(labels).resolve() if labels else None, warm_up,
+        Path(labels).resolve() if labels else None, warm_up, ensemble,
         first.planar if first else configuration)
     check_trainers(settings)
     check_generators(settings, opened)
@@ -115,9 +118,9 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     rows, summaries = records.of(((arm, settings.recipe(arm)) for arm in settings.arms),
                                  settings.folds)
     rows.sort(key=lambda r: settings.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
-    splits = ("validation", "external") if test else ("validation",)
+    splits = ["validation", *["external"] * bool(test), *["ensemble"] * settings.ensemble]
     cases = {split: [r for r in rows if r["split"] == split and r["case"] in
-                     (test if split == "external" else folds[r["fold"]].val)] for split in splits}
+                     (folds[r["fold"]].val if split == "validation" else test)] for split in splits}
     comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
     return _write(settings, folds, comparisons, cases, summaries, before)
 
@@ -132,6 +135,8 @@ def _before(settings: Settings, folds: dict[int, Fold], test: list[str]) -> dict
     found = {split: smallest_effects([folder / f"{case}{fold.dataset_json['file_ending']}"
                                       for folder, case in paths], fold.info.roles, settings.arms)
              for split, paths in patients.items() if paths}
+    if settings.ensemble:
+        found["ensemble"] = found["external"]
     path = settings.out / "benchmark.json"
     write_json(path, {**json.loads(path.read_text()), "before": found})
     for split, sentence in found.items():
@@ -239,19 +244,23 @@ def _record(records: Records, training: Training, fold: Fold) -> None:
 
 def _record_external(settings: Settings, folds: dict[int, Fold], records: Records,
                      test: list[str]) -> None:
-    for training in trainings(settings):
-        fold = folds[training.fold]
-        if not is_done(training.folder, fold):
-            continue                       # recorded, or the plan would have trained it
-        ending = fold.dataset_json["file_ending"]
-        out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm)
-               / f"fold_{training.fold}")
-        if records.holds(training, test, "external"):
+    """Predict and score the external images with each fold, and where asked with all together."""
+    done = [t for t in trainings(settings) if is_done(t.folder, folds[t.fold])]
+    groups = [([t], t, f"fold_{t.fold}", "external") for t in done]
+    for arm, seed in dict.fromkeys((t.arm, t.seed) for t in done) if settings.ensemble else ():
+        members = [t for t in done if (t.arm, t.seed) == (arm, seed)]
+        if len(members) == len(settings.folds):      # else a folder is gone, and its rows stay
+            groups.append((members, replace(members[0], fold=ENSEMBLE), "ensemble", "ensemble"))
+    fold = next(iter(folds.values()))
+    ending = fold.dataset_json["file_ending"]
+    for members, training, name, split in groups:
+        if records.holds(training, test, split):
             continue
-        predict_external(training.folder, settings.images, test, out, ending,
+        out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm) / name)
+        predict_external([t.folder for t in members], settings.images, test, out, ending,
                          len(fold.dataset_json["channel_names"]), settings.device)
         records.add(collect_cases(training, out, settings.labels, test, fold.raw_info, ending,
-                                  "external"))
+                                  split))
 
 
 def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Comparison],
@@ -268,8 +277,8 @@ def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Co
     write_json(settings.out / "benchmark.json", {
         "settings": _claimed(settings.out / "benchmark.json"), "before": before,
         "verdict": sentences, "commands": commands, **origin})
-    (settings.out / "report.md").write_text("\n\n".join(
-        f"{_split_name(settings, split)}: {' '.join(c.verdict)}\n\n{markdown_table(c.rows)}"
+    (settings.out / "report.md").write_text("\n".join(
+        markdown(_split_name(settings, split), c, before[split])
         for split, c in comparisons.items()))
     write_report(paths["report"], Report(
         f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
