@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 
 __all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
-           "UserError", "config_hash", "from_dict", "hash_of", "limited", "make_folder",
+           "UserError", "as_told", "config_hash", "from_dict", "limited", "make_folder",
            "named_preset", "new_folder", "preset_flags", "replacing", "seeded", "write_json",
            "write_text"]
 
@@ -300,14 +300,20 @@ def from_dict(cls, values: dict):
                         "version of nnunet-lgesynth.") from error
 
 
+LATER_FIELDS = ("ensemble", "patients", "probability")
+
+
 def config_hash(config) -> str:
     """12 hex digits that name a config; equal configs give equal hashes on every machine."""
-    return hash_of(dataclasses.asdict(config))
+    text = json.dumps(as_told(config), sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:12]
 
 
-def hash_of(told: dict) -> str:
-    """The same of a config's dict."""
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+def as_told(config) -> dict:
+    """A config as files hold it. `patients` is left out where it is None: it came later, and what
+    was fitted or recorded before stays what it was."""
+    return {k: v for k, v in dataclasses.asdict(config).items()
+            if v is not None or k not in LATER_FIELDS}
 
 
 def make_folder(path: str | Path) -> Path:

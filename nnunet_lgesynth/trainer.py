@@ -65,9 +65,8 @@ class LGESynthTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = iterations
             self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
         if probability is not None:
-            cap = NO_CAP if probability == 1 else self.injection.ratio_cap    # synthetic only
             self.injection = dataclasses.replace(self.injection, probability=probability,
-                                                 ratio_cap=cap)
+                                                 ratio_cap=NO_CAP)      # it is what was asked for
         if warm_up is not None:
             self.injection = dataclasses.replace(self.injection, warm_up=warm_up)
         if self.seed is not None:

@@ -105,7 +105,7 @@ def workspace(tmp_path, monkeypatch):
         nnUNetDatasetBlosc2.save_case(
             rng.normal(size=(1, 3, 16, 16)).astype(np.float32), heart(6)[None].astype(np.int8),
             {"spacing": [8.0, 1.0, 1.0], "class_locations": {}}, str(cases / case))
-    for case, labels in TRUTH.items():
+    for case, labels in {**TRUTH, "t0": heart(6), "t1": heart(6)}.items():
         write_image(base / "gt_segmentations" / f"{case}.nii.gz", labels)
     return tmp_path
 
@@ -246,8 +246,13 @@ def test_variants_are_planned_with_their_own_results_and_generators(workspace):
     generators = [Path(env["LGESYNTH_GENERATOR"]).parent.name.split("__")[0]
                   for env, argv in lines if "LGESYNTH_GENERATOR" in env]
     assert generators == ["LGESynth_demo", "LGESynth_demo-n2"]
-    with pytest.raises(UserError, match="names one twice"):
-        go(workspace, ["lgesynth:p=1", "synthetic-only"], plan_only=True)
+    for twice in (["lgesynth:p=1", "synthetic-only"], ["real:n=2", "real:n=02"]):
+        with pytest.raises(UserError, match="names one twice"):
+            go(workspace, twice, plan_only=True)
+    with pytest.raises(UserError, match=r"must lie in 2\.\.2 for fold 0, not 3"):
+        go(workspace, ["real:n=3"], plan_only=True)
+    synthetic, = go(workspace, ["synthetic-only"], plan_only=True)["plan"][-1:]
+    assert "--warm-up 64" in synthetic and "LGESYNTH_PROBABILITY=1.0" in synthetic
 
 
 def test_a_generator_of_more_patients_than_its_arm_has_is_refused(workspace):
@@ -260,8 +265,19 @@ def test_a_generator_of_more_patients_than_its_arm_has_is_refused(workspace):
     told["config"] |= {"preset": "demo-n2", "patients": 2}
     subset = Fold.open(NAME, "2d", 0).subset(2).train
     (few / "config.json").write_text(json.dumps({**told, "train": list(subset)}))
-    check_generators(Settings(NAME, "2d", ("lgesynth:n=2",), (0,), 1, workspace, preset="demo"),
-                     {0: Fold.open(NAME, "2d", 0)})
+    settings = Settings(NAME, "2d", ("lgesynth:n=2",), (0,), 1, workspace, preset="demo")
+    fold = Fold.open(NAME, "2d", 0)
+    check_generators(settings, {0: fold})
+    for split, refused in ((fold.subset(2).split_hash, False), (fold.split_hash, True)):
+        (workspace / "lgesynth.jsonl").write_text(json.dumps({"epoch": 0, "split": split}) + "\n")
+        (few / "config.json").write_text(json.dumps({
+            **told, "train": list(subset),
+            "reward": {"checkpoint": str(workspace / "checkpoint_final.pth"), "hash": "0"}}))
+        if refused:
+            with pytest.raises(UserError, match=r"lgesynth\.jsonl does not show that the judge"):
+                check_generators(settings, {0: fold})
+        else:
+            check_generators(settings, {0: fold})
     (few / "config.json").write_text(json.dumps({**told, "train": three["train"]}))
     with pytest.raises(UserError, match="not among the 2 patients of the arm"):
         go(workspace, ["lgesynth:n=2"], plan_only=True)
@@ -432,7 +448,7 @@ def test_a_generator_that_saw_the_validation_cases_is_refused(workspace):
     with pytest.raises(UserError, match=r"1 validation cases of fold 0 \(first: v1\)"):
         go(workspace, ["real", "lgesynth"], plan_only=True)
     (folder / "config.json").write_text(json.dumps({"val": []}))
-    with pytest.raises(UserError, match=r"lacks \['config', 'train'\]"):
+    with pytest.raises(UserError, match=r"lacks \['config', 'reward', 'train'\]"):
         go(workspace, ["lgesynth"], plan_only=True)
 
 
@@ -455,6 +471,14 @@ def test_a_training_of_another_split_is_refused(workspace):
     path.write_text(told.replace("{", '{"split": "0123456789ab", ', 1))
     with pytest.raises(UserError, match=r"lgesynth\.jsonl is of another split .*0123456789ab"):
         go(workspace, ["real"])
+    summary = fold_folder(workspace, "real") / "validation" / "summary.json"
+    told_cases = summary.read_text()
+    path.write_text(told)
+    summary.write_text(json.dumps({"metric_per_case": [
+        {"reference_file": f"{c}.nii.gz"} for c in ("t0", "v1", "v2", "v3")]}))
+    with pytest.raises(UserError, match=r"summary\.json is of another split: v0"):
+        go(workspace, ["real"])
+    summary.write_text(told_cases)
     mine = Fold.open(NAME, "2d", 0).split_hash
     path.write_text(told.replace("{", f'{{"split": "{mine}", ', 1))
     assert go(workspace, ["real"])["results"].is_file()
@@ -484,7 +508,7 @@ def test_what_the_patients_can_show_is_told_before_anything_is_trained(workspace
     told = json.loads((workspace / "out" / "benchmark.json").read_text())["before"]["validation"]
     assert told == "4 patients, 2 with scar, 1 with no-reflow; too few to show any difference."
     assert "of the 6 tests of primary metrics each finds" in smallest_effects(
-        4 * sorted((workspace / "nnUNet_preprocessed" / NAME / "gt_segmentations").iterdir()),
+        4 * sorted((workspace / "nnUNet_preprocessed" / NAME / "gt_segmentations").glob("v*")),
         ROLES, ["real", "paint", "lgesynth"])
     assert told in capsys.readouterr().out
 
@@ -581,3 +605,9 @@ def test_an_ensemble_is_all_folds_networks_together(workspace):
     shutil.rmtree(first)
     assert go(workspace, ["real"], images=images, labels=labels, folds=[0, 1],
               ensemble=True)["rows"] == outcome["rows"]
+    path = workspace / "out" / f"cases_{NAME}.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()
+                            if json.loads(line)["split"] != "ensemble"))
+    lines = go(workspace, ["real"], images=images, labels=labels, folds=[0, 1], ensemble=True,
+               plan_only=True)["plan"]
+    assert len(lines) == 1 and " 0 -tr" in lines[0]           # what an ensemble lacks is trained

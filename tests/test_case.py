@@ -14,8 +14,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetNumpy,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_fold import write_tiny_fold
 from tiny_nnunet import REGIONS, REGIONS_ORDER, tiny_dataset_json, tiny_plans
+from tiny_training import write_tiny_training
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
@@ -293,7 +293,7 @@ def test_fold_and_case_pickle(world):
 
 
 def test_a_subset_keeps_the_share_of_scarred_cases_and_is_part_of_any_larger_one(tmp_path):
-    fold = write_tiny_fold(tmp_path, cases=11)              # every other case is scarred
+    fold = write_tiny_training(tmp_path, cases=11)          # every other case is scarred
     scarred, before = fold.scarred(), set()
     assert len(scarred) == 5 and scarred < set(fold.train)
     for patients in range(2, 10):

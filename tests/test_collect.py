@@ -71,6 +71,21 @@ def test_rows_hold_what_the_files_hold(training):
     json.dumps(rows["paint", "b"], allow_nan=False)
 
 
+def test_nothing_is_scored_in_the_ignored_region(training):
+    """As nnU-Net does; here where the prediction holds scar that the truth lacks."""
+    case, = (p for p in (training.folder.parent / "labelsTr").glob("b.nii.gz"))
+    image = sitk.ReadImage(str(case))
+    labels = sitk.GetArrayFromImage(image)
+    labels[0, 0, :2] = 5
+    ignored = sitk.GetImageFromArray(labels)
+    ignored.CopyInformation(image)
+    sitk.WriteImage(ignored, str(case))
+    found = [next(r for r in collect_cases(training, training.predictions, case.parent, ["b"], INFO,
+                                           ignore=value) if r["arm"] == "paint")
+             for value in (None, 5)]
+    assert [r["dice"] for r in found] == [0.0, 1.0] and not found[1]["found_scar"]
+
+
 def test_missing_or_flat_files_are_named(training):
     with pytest.raises(UserError, match=r"c\.nii\.gz is missing"):
         rows_of(training, ("a", "c"))

@@ -135,8 +135,13 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
     assert "Stated before the run: 6 patients can show little." in text
     dose = text[text.index("<h2>Dose"):text.index("<h2>Scar volume")]
     assert dose.count("<svg") == 2 * 3 and "injection probability" in dose
+    labels = set(re.findall(r">(real|lgesynth|synthetic-only|lgesynth:[^<]*)<", dose))
+    assert labels == {"real", "lgesynth"}                       # synthetic-only is on its line
     for tick in (">0<", ">0.25<", ">0.5<", ">1<", ">20<", ">all<"):       # p = 0 is real
         assert tick in dose
+    without = [{**r, "no_reflow_dice": None} for r in rows]
+    write_report(tmp_path / "without.html", Report(
+        "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], {}, "", ""))
     assert "lgesynth:n=20 − real:n=20" in text and "lgesynth:n=20 − real<" not in text
     for metric, name in (("segment_kappa", "weighted kappa"), ("lesion_f1", "lesion-wise F1"),
                          ("volume_bias_ml", "volume bias")):

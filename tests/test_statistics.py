@@ -52,7 +52,10 @@ def test_the_detectable_difference_is_found_so_often_as_promised():
     n, effect = 12, detectable(12)
     assert TTestPower().power(effect, n, 0.05) == pytest.approx(0.8, abs=1e-6)
     assert detectable(12, tests=6) > effect > detectable(40)
-    assert detectable(1) is None is detectable(2, tests=6)           # so large is no effect
+    assert detectable(1) is None is detectable(2, tests=6)
+    assert detectable(8, tests=6) is not None is detectable(7, tests=6)  # 6 x 2 / 2**7 is above .05
+    sizes = [detectable(n, tests) for tests in (3, 24) for n in range(10, 120, 3)]
+    assert all(isinstance(size, float) for size in sizes)
     rng = np.random.default_rng(0)
     found = np.mean([flip_p((rng.normal(effect, 1, n),), last_mean, 999) < 0.05
                      for _ in range(SIMULATIONS)])
@@ -67,7 +70,7 @@ def signs(differences) -> list[int]:
 
 def test_a_false_verdict_is_as_rare_as_promised_also_with_several_arms():
     rng = np.random.default_rng(1)
-    # skewed, as differences in Dice are; patients differ in how much an arm can change
+    # without any effect arms are exchangeable: symmetric, but some patients can change by more
     null = (rng.normal(size=(SIMULATIONS, 2, 8)) * rng.exponential(size=(SIMULATIONS, 1, 8)))
     wrong = np.mean([any(signs(differences)) for differences in null])
     assert wrong <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / SIMULATIONS)

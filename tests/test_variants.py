@@ -2,7 +2,13 @@
 
 import pytest
 
-from nnunet_lgesynth.benchmark.variants import Variant, file_name, is_tested, reference_of
+from nnunet_lgesynth.benchmark.variants import (
+    Variant,
+    canonical,
+    file_name,
+    is_tested,
+    reference_of,
+)
 from nnunet_lgesynth.config import UserError
 
 
@@ -16,13 +22,18 @@ def test_a_name_says_trainer_probability_and_patients():
     assert Variant.of("real").suffix == "" and Variant.of("real").environment == {}
     assert Variant.of("lgesynth:n=20,p=0.25").environment == {
         "LGESYNTH_PROBABILITY": "0.25", "LGESYNTH_PATIENTS": "20"}
+    assert canonical("lgesynth:n=020,p=.5") == "lgesynth:p=0.5,n=20"
+    assert canonical("nnUNetTrainerLGEReal") == "real" == canonical("real")
+    assert canonical("synthetic-only") == "synthetic-only"
     assert file_name("lgesynth:n=20,p=0.25") == "lgesynth_n=20_p=0.25"
 
 
 @pytest.mark.parametrize("arm, message", [
     ("reel", "Unknown arm 'reel'"), ("lgesynth:q=1", "'q=1' is neither"),
     ("lgesynth:p=much", "'p=much' is neither"), ("lgesynth:", "'' is neither"),
-    ("lgesynth:p=1.5", r"p must lie in \[0, 1\]"), ("real:n=2.5", "'n=2.5' is neither")])
+    ("lgesynth:p=1.5", "p must lie above 0 and at most at 1"), ("real:n=2.5", "'n=2.5' is neither"),
+    ("lgesynth:p=0", "without injection it is real"), ("real:p=0.5", "in an arm that injects"),
+    ("real:n=1", "At least 2|at least 2"), ("lgesynth:p=0.1,p=0.9", "each once")])
 def test_what_says_nothing_is_refused(arm, message):
     with pytest.raises(UserError, match=message):
         Variant.of(arm)

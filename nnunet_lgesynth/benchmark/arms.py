@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = ["COUNTS", "PER_PATIENT", "PER_RUN", "UNITS", "Arm", "found_by_most", "mark_small",
-           "run_of"]
+           "nanmean", "run_of"]
 
 COUNTS = ("tn", "fp", "fn", "tp")
 SCARRED_SEGMENT = 0.01           # share of its wall from which a segment counts as scarred
@@ -107,13 +107,15 @@ class Arm:
 
     def per_patient(self, metric: str) -> np.ndarray:
         """(n,) means over runs; NaN where the metric is undefined for the patient."""
-        return _nanmean(self.values[metric], 1)
+        return nanmean(self.values[metric], 1)
 
-    def per_run(self, metric: str) -> np.ndarray:
-        """(R,) of each run alone; NaN where undefined."""
+    def per_run(self, metric: str, common: bool = False) -> np.ndarray:
+        """(R,) of each run alone, over the patients of all runs if `common`; NaN where undefined.
+        """
+        use = np.ones(len(self.cases), bool) if not common else ~np.isnan(self.found).any(axis=1)
         if metric in PER_PATIENT:
-            return _nanmean(self.values[metric], 0)
-        return np.array([_ratio(metric, np.ones(len(self.cases)), s) for s in self.sums])
+            return nanmean(self.values[metric][use], 0)
+        return np.array([_ratio(metric, use.astype(float), s) for s in self.sums])
 
     def counts(self, name: str, of: str = "patient") -> float:
         """tn, fp, fn or tp over patients or slices, mean over runs."""
@@ -122,7 +124,7 @@ class Arm:
     def resampled(self, metric: str, patients: np.ndarray) -> np.ndarray:
         """A run's metric, mean over runs, for resamples (..., any) of patient indices -> (...)."""
         counts = (patients[..., None] == np.arange(len(self.cases))).sum(axis=-2).astype(float)
-        return np.mean([_ratio(metric, counts, s) for s in self.sums], axis=0)
+        return nanmean(np.array([_ratio(metric, counts, s) for s in self.sums]), 0)
 
 
 def run_of(row: dict) -> tuple[int, int]:
@@ -131,8 +133,9 @@ def run_of(row: dict) -> tuple[int, int]:
 
 
 def found_by_most(arm: Arm) -> np.ndarray:
-    """(n,) bool: more than half of a patient's runs find scar."""
-    return _nanmean(arm.found, 1) > 0.5
+    """(n,) 1 where more than half of a patient's runs find scar, 0 where less do, NaN else."""
+    votes = nanmean(arm.found, 1)
+    return np.where(votes == 0.5, np.nan, np.round(votes))
 
 
 def mark_small(rows: Iterable[dict]) -> list[dict]:
@@ -144,7 +147,8 @@ def mark_small(rows: Iterable[dict]) -> list[dict]:
     return [{**r, "dice_tp_small": r["dice_tp"] if r["case"] in small else None} for r in rows]
 
 
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
+def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean of what is defined; NaN where nothing is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # "mean of empty slice" is meant
         return np.nanmean(values, axis=axis)
@@ -156,7 +160,7 @@ def _sums(rows: list[dict], cases: list) -> dict:
     at, n = [cases.index(r["case"]) for r in rows], len(cases)
     slices = [(i, truth > 0, predicted) for i, row in zip(at, rows)
               for _, truth, predicted in row["slices"]]
-    patients = [(i, r["has_scar"], r.get("predicted_percent", 0.0)) for i, r in zip(at, rows)]
+    patients = [(i, r["has_scar"], r.get("predicted_percent", np.nan)) for i, r in zip(at, rows)]
     sums = {"lesions": np.zeros((n, 3)), "classes": np.zeros((n, len(CLASSES) + 1,
                                                               len(CLASSES) + 1))}
     for i, row in zip(at, rows):

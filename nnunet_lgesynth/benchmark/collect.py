@@ -8,7 +8,6 @@ Both live in JSON-lines files beside the trainings and outlive them, see `Record
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ import SimpleITK as sitk
 from nnunet_lgesynth.anatomy.heart import describe
 from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
-from nnunet_lgesynth.config import UserError, hash_of, write_text
+from nnunet_lgesynth.config import UserError, config_hash, write_text
 from nnunet_lgesynth.dataset.roles import DatasetInfo
 from nnunet_lgesynth.provenance import machine, versions
 
@@ -52,13 +51,12 @@ class Recipe:
     min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
     probability: float | None = None   # of injection; None: the trainer's
     patients: int | None = None        # that it trains on; None: all of the fold's
+    ensemble: tuple[int, ...] | None = None    # of these folds
 
     @property
     def hash(self) -> str:
-        """Names it in rows. What is None of the last two is left out, as it once was not there."""
-        told = dataclasses.asdict(self)
-        return hash_of({k: v for k, v in told.items()
-                        if v is not None or k not in ("probability", "patients")})
+        """Names it in rows."""
+        return config_hash(self)
 
     @property
     def filtered(self) -> Recipe:
@@ -131,8 +129,8 @@ class Records:
 
 
 def collect_cases(training: Training, predictions: Path, labels: Path, cases: Iterable[str],
-                  info: DatasetInfo, ending: str = ".nii.gz", split: str = "validation"
-                  ) -> list[dict]:
+                  info: DatasetInfo, ending: str = ".nii.gz", split: str = "validation",
+                  ignore: int | None = None) -> list[dict]:
     """Per-case rows of one training, as predicted and filtered.
 
     Parameters
@@ -140,6 +138,7 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     predictions, labels : folders with one `<case><ending>` each a case.
     cases : identifiers to evaluate; a missing file raises `UserError`.
     info : meaning of the labels, and how the stacks lie.
+    ignore : label value in which nothing is scored.
     split : "validation", "external", or "ensemble" of folds on the external images.
     """
     raw, filtered = [], []
@@ -149,6 +148,8 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     for case in cases:
         truth, spacing = read_labels(labels / f"{case}{ending}")
         prediction, _ = read_labels(predictions / f"{case}{ending}")
+        if ignore is not None and truth.shape == prediction.shape:
+            prediction = np.where(truth == ignore, 0, prediction)
         anatomy = describe(truth, info.roles, spacing, info.frame,
                            insertion=info.landmarks.get(case))
         for rows, arm, recipe, labelled in (

@@ -31,6 +31,7 @@ from nnunet_lgesynth.benchmark.arms import (
     Arm,
     found_by_most,
     mark_small,
+    nanmean,
     run_of,
 )
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
@@ -97,7 +98,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
 
 def tests_of(arms: Iterable[str]) -> int:
     """How many p values of primary metrics an arm's is one of."""
-    return len(PRIMARY) * max(1, len({a.removesuffix(FILTERED) for a in arms if is_tested(a)}))
+    named = {a.removesuffix(FILTERED) for a in arms}
+    return len(PRIMARY) * max(1, sum(is_tested(a) and reference_of(a) in named for a in named))
 
 
 def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
@@ -128,13 +130,14 @@ def verdict(rows: list[dict]) -> list[str]:
     arms = list(dict.fromkeys(r["arm"] for r in rows if not r["arm"].endswith(FILTERED)))
     if REFERENCE not in arms or len(arms) < 2:
         return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
-    gains, losses, sentences = [], [], []
+    gains, losses, sentences, compared = [], [], [], False
     for arm in filter(is_tested, arms):
         parts, reference = [], reference_of(arm)
         for metric, name in PRIMARY.items():
             row = found.get((arm, f"{metric}_diff_vs_{reference}"))
             if row is None or row["value"] is None:
                 continue
+            compared = True
             parts.append(f"{name} {_signed(row)}")
             p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
             sign = proven((row["low"], row["high"]), p)
@@ -144,6 +147,9 @@ def verdict(rows: list[dict]) -> list[str]:
                          + _shares(found, arm))
     said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
             if which]
+    if not compared:
+        return [f"No comparison: no arm shares patients and seeds with its '{REFERENCE}'.",
+                *sentences]
     headline = " ".join(said) or (f"No evidence: no arm differs from {REFERENCE} in "
                                   f"{', '.join(PRIMARY.values())} beyond chance.")
     if min(len(r["seeds"]) for r in rows) < 2:
@@ -172,13 +178,13 @@ def _shares(found: dict, arm: str) -> str:
 def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
     rows = []
     for metric in UNITS:
-        per_run = _present(arm.per_run(metric))
+        per_run = _present(arm.per_run(metric, common=True))
         if metric in PER_PATIENT:
             values = _present(arm.per_patient(metric))
             value, n = values.mean() if values.size else np.nan, values.size
             bounds = interval(n, lambda i, v=values: v[i].mean(axis=-1), resamples)
         else:
-            value, n = arm.per_run(metric).mean(), len(arm.cases)
+            value, n = nanmean(arm.per_run(metric)), len(arm.cases)
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
         rows.append(number_row(about, metric, value, *bounds, n=n))
         if len(arm.sums) > 1:
@@ -241,9 +247,10 @@ def _share_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict])
 
 def _detection_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict]) -> list[dict]:
     """Patients whom only one of the two arms tells right, and McNemar's p."""
-    right = found_by_most(arm) == np.tile(_scarred(arm, n, rows), 2)
-    gained, lost = (int((a & ~b).sum()) for a, b in ((right[n:], right[:n]),
-                                                    (right[:n], right[n:])))
+    votes, scarred = found_by_most(arm), np.tile(_scarred(arm, n, rows), 2)
+    right, wrong = votes == scarred, votes == 1 - scarred          # neither where half find scar
+    gained, lost = (int((right[a] & wrong[b]).sum()) for a, b in (
+        (slice(n, None), slice(n)), (slice(n), slice(n, None))))
     return [number_row(about, f"{name}_vs_{reference}", value, n=n, unit=unit)
             for name, value, unit in (("detection_gained", gained, "patients"),
                                       ("detection_lost", lost, "patients"),

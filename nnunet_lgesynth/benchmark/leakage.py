@@ -8,6 +8,7 @@ training cases of generator and training, so what is told of these holds for the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +30,7 @@ def refuse_leaky_training(training: Training, fold: Fold) -> None:
             raise UserError(f"{pool / 'manifest.jsonl'} names {len(seen)} validation cases of fold "
                             f"{fold.fold} as sources (first: {seen[0]}), so {training.folder} has "
                             "trained on them; remove that folder and run again.")
+    _refuse_unseen(training.predictions / "summary.json", fold)
     log = training.folder / "lgesynth.jsonl"
     other = [r["split"] for r in read_rows(log) if r.get("split", fold.split_hash)
              != fold.split_hash]
@@ -44,12 +46,29 @@ def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fol
     fold = next(iter(folds.values()))
     ending, channel = fold.dataset_json["file_ending"], f"{fold.info.roles.lge_channel:04d}"
     raw = nnunet_path("nnUNet_raw") / fold.dataset / "imagesTr"
+    if not raw.is_dir():
+        print(f"{raw} is not there, so it is not checked whether a test image was trained on.")
     known = {_voxels(path): path for case in sorted({c for f in folds.values() for c in f.train})
              if (path := raw / f"{case}_{channel}{ending}").is_file()}
     for case in cases:
         path = Path(images) / f"{case}_{channel}{ending}"
         if (twin := known.get(_voxels(path))) is not None:
             raise UserError(f"{path} is the training image {twin}; leave it out of --labels.")
+
+
+def _refuse_unseen(summary: Path, fold: Fold) -> None:
+    """Refuse where nnU-Net's own scores are of other validation cases than the fold's."""
+    try:
+        told = json.loads(summary.read_text())["metric_per_case"]
+        judged = {Path(case["reference_file"]).name for case in told}
+    except (OSError, ValueError, KeyError, TypeError):      # not validated yet
+        return
+    ending = fold.dataset_json["file_ending"]
+    others = [case for case in fold.val if f"{case}{ending}" not in judged]
+    if others and set(fold.val) - set(fold.train):
+        raise UserError(f"{summary} is of another split: {others[0]}, a validation case of fold "
+                        f"{fold.fold} now, is not among its cases and may have been trained on; "
+                        f"remove {summary.parent.parent} and run again.")
 
 
 def _voxels(path: Path) -> str:

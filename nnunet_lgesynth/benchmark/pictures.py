@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_lgesynth.benchmark.collect import Training, read_labels
-from nnunet_lgesynth.benchmark.variants import REFERENCE, file_name
+from nnunet_lgesynth.benchmark.variants import file_name, is_tested, reference_of
 from nnunet_lgesynth.config import UserError, replacing
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.dataset.roles import Roles
@@ -48,9 +48,10 @@ def case_pictures(trainings: Sequence[Training], folds: dict[int, Fold], patient
     """
     dice = {(p["arm"], p["case"]): p["dice"] for p in patients}
     pictures: dict[str, Path] = {}
-    for arm in dict.fromkeys(t.arm for t in trainings if t.arm != REFERENCE):
-        gains = sorted(((dice[arm, case] - dice[REFERENCE, case], case)
-                        for name, case in dice if name == arm and (REFERENCE, case) in dice),
+    for arm in dict.fromkeys(t.arm for t in trainings if is_tested(t.arm)):
+        reference = reference_of(arm)
+        gains = sorted(((dice[arm, case] - dice[reference, case], case)
+                        for name, case in dice if name == arm and (reference, case) in dice),
                        reverse=True)
         rows = []
         for gain, case in gains if len(gains) <= 2 * EXTREMES else (*gains[:EXTREMES],
@@ -58,13 +59,13 @@ def case_pictures(trainings: Sequence[Training], folds: dict[int, Fold], patient
             number, fold = next((k, f) for k, f in folds.items() if case in f.val)
             found = _labelled(case, fold, [
                 next((t for t in trainings if (t.arm, t.fold) == (a, number)
-                      and t.predictions.is_dir()), None) for a in (REFERENCE, arm)])
+                      and t.predictions.is_dir()), None) for a in (reference, arm)])
             if found is not None:
                 rows.append((f"{case}, Dice {gain:+.2f}", *found, fold.info.roles))
         if rows:
             path = out / f"cases_{file_name(arm)}.png"
-            _save_cases(path, rows, arm)
-            pictures[f"{arm}: patients that gained and lost most against {REFERENCE}; "
+            _save_cases(path, rows, (reference, arm))
+            pictures[f"{arm}: patients that gained and lost most against {reference}; "
                      "scar outlined, no-reflow dashed"] = path
     return pictures
 
@@ -84,7 +85,8 @@ def _labelled(case: str, fold: Fold, trainings: Sequence[Training | None]):
     return image[z], [found[z] for found in labels]
 
 
-def _save_cases(path: Path, rows: Sequence[tuple[str, np.ndarray, list, Roles]], arm: str) -> None:
+def _save_cases(path: Path, rows: Sequence[tuple[str, np.ndarray, list, Roles]],
+                arms: tuple[str, str]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.6, 2.2 * len(rows) + 0.2), layout="constrained")
@@ -92,7 +94,7 @@ def _save_cases(path: Path, rows: Sequence[tuple[str, np.ndarray, list, Roles]],
     for line, (name, image, labels, roles) in zip(axes, rows):
         window = _window(labels[0], roles)
         low, high = np.percentile(image[window], (1, 99.5))
-        for axis, label, title in zip(line, labels, (f"{name}: truth", REFERENCE, arm)):
+        for axis, label, title in zip(line, labels, (f"{name}: truth", *arms)):
             axis.imshow(image[window], cmap="gray", vmin=low, vmax=high)
             axis.set_title(title, fontsize=8)
             axis.set_axis_off()

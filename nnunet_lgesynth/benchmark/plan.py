@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import Recipe, Records, Training
+from nnunet_lgesynth.benchmark.collect import ENSEMBLE, Recipe, Records, Training, read_rows
+from nnunet_lgesynth.benchmark.leakage import refuse_leaky_training
 from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant, file_name
 from nnunet_lgesynth.config import (
     PRESETS,
@@ -33,7 +34,7 @@ from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
-__all__ = ["ADDABLE", "Job", "Settings", "check_generators", "check_trainers",
+__all__ = ["ADDABLE", "Job", "Settings", "check_generators", "check_trainers", "ensembles",
            "fold_generator", "injects", "is_done",
            "needs_generator", "plan", "training_job", "trainings"]
 
@@ -91,12 +92,17 @@ class Settings:
         return limited(PRESETS[self.preset], variant.patients) \
             if needs_generator(variant.trainer) else None
 
+    def waits(self, variant: Variant) -> int | None:
+        """`warm_up` of a variant: with p = 1 the pool is full from the start, so all is synthetic.
+        """
+        return InjectionConfig().pool_cases if variant.probability == 1 else self.warm_up
+
     def recipe(self, arm: str) -> Recipe:
         variant, generator = Variant.of(arm), self.generator(arm)
         return Recipe(self.dataset, self.configuration, self.plans, variant.trainer, self.epochs,
                       self.iterations, generator and generator.preset,
                       generator and config_hash(generator),
-                      self.warm_up if injects(variant.trainer) else None,
+                      self.waits(variant) if injects(variant.trainer) else None,
                       probability=variant.probability, patients=variant.patients)
 
     def fixed(self) -> dict:
@@ -112,7 +118,7 @@ class Settings:
         argv = ["lgesynth", "benchmark", "-d", self.dataset, "-c", self.configuration, "-p",
                 self.plans, "--arms", *self.arms, "--folds", *map(str, self.folds), "--seeds",
                 str(self.seeds), "--preset", self.preset, "-device", self.device,
-                *_budget(self), *_warm_up(self), "-o", self.out.name]
+                *_budget(self), *_warm_up(self.warm_up), "-o", self.out.name]
         if self.images is not None:
             argv += ["--images", self.images.name, "--labels", self.labels.name,
                      *["--ensemble"] * self.ensemble]
@@ -147,11 +153,16 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
     recorded in the output folder is not missing, see `collect.Records`.
     """
     records = Records.below(settings.out, settings.dataset)
+    unmade = {(t.arm, t.fold, t.seed) for members, together in ensembles(settings)
+              if external and not records.holds(together, external, "ensemble") for t in members}
     jobs = []
     for training in trainings(settings):
         fold = folds[training.fold]
         recorded = (records.holds(training, fold.val)
-                    and (not external or records.holds(training, external, "external")))
+                    and (not external or records.holds(training, external, "external"))
+                    and (training.arm, training.fold, training.seed) not in unmade)
+        if (training.folder / "checkpoint_final.pth").is_file():
+            refuse_leaky_training(training, fold.subset(training.recipe.patients))
         if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
     waiting = dict.fromkeys((j.training.fold, j.training.arm) for j in jobs if j.stage == 2)
@@ -171,13 +182,23 @@ def trainings(settings: Settings) -> list[Training]:
             for seed in range(settings.seeds) for arm in settings.arms]
 
 
+def ensembles(settings: Settings) -> list[tuple[list[Training], Training]]:
+    """(an arm's and seed's trainings on all folds, what stands for them together)."""
+    groups: dict[tuple[str, int], list[Training]] = {}
+    for training in trainings(settings) if settings.ensemble else ():
+        groups.setdefault((training.arm, training.seed), []).append(training)
+    return [(members, replace(members[0], fold=ENSEMBLE, recipe=replace(
+        members[0].recipe, ensemble=tuple(sorted(settings.folds)))))
+        for members in groups.values()]
+
+
 def training_job(settings: Settings, training: Training) -> Job:
     """The command of one training; it goes on from a checkpoint where there is one."""
     trainer, variant = training.recipe.trainer, Variant.of(training.arm)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
             settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
             *_plans(settings), *_budget(settings),
-            *(_warm_up(settings) if injects(trainer) else [])]
+            *(_warm_up(settings.waits(variant)) if injects(trainer) else [])]
     if (training.folder / "checkpoint_final.pth").is_file():
         argv.append("--val")
     elif (training.folder / "checkpoint_latest.pth").is_file():
@@ -237,15 +258,26 @@ def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
             folder = fold_generator(settings, number, patients)
             if not is_fitted(folder):
                 continue                       # not fitted yet
-            told = read_fitted(folder, "train", "config")
+            told = read_fitted(folder, "train", "config", "reward")
             refuse_other_settings(told["config"], limited(PRESETS[settings.preset], patients),
                                   folder)
             refuse_leak(told["train"], fold, folder)
-            more = set(told["train"]) - set(fold.subset(patients).train)
-            if patients and more:
-                raise UserError(f"By {folder / RECORD} the generator was fitted on {min(more)}, "
-                                f"which is not among the {patients} patients of the arm; move its "
-                                "folder away, and the benchmark fits another one.")
+            if patients:
+                _refuse_more_patients(told, folder, fold.subset(patients))
+
+
+def _refuse_more_patients(told: dict, folder: Path, few: Fold) -> None:
+    """Refuse a generator that saw, or whose judge saw, training patients which its arm does not."""
+    more = set(told["train"]) - set(few.train)
+    remedy = "move its folder away, and the benchmark fits another one"
+    if more:
+        raise UserError(f"By {folder / RECORD} the generator was fitted on {min(more)}, which is "
+                        f"not among the {len(few.train)} patients of the arm; {remedy}.")
+    if told["reward"] is not None:
+        log = Path(told["reward"]["checkpoint"]).parent / "lgesynth.jsonl"
+        if {r.get("split") for r in read_rows(log)} != {few.split_hash}:
+            raise UserError(f"{log} does not show that the judge of {folder} was trained on the "
+                            f"{len(few.train)} patients of the arm alone; {remedy}.")
 
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
@@ -312,5 +344,5 @@ def _budget(settings: Settings) -> list[str]:
             for text in (flag, str(value))]
 
 
-def _warm_up(settings: Settings) -> list[str]:
-    return [] if settings.warm_up is None else ["--warm-up", str(settings.warm_up)]
+def _warm_up(cases: int | None) -> list[str]:
+    return [] if cases is None else ["--warm-up", str(cases)]

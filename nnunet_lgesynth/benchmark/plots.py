@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from itertools import cycle
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def doses(rows: list[dict]) -> str:
                 dose = 0.0 if variant == real else InjectionConfig().probability \
                     if dose is None else dose
             if getattr(variant, stays) is None:
-                lines.setdefault(arm.partition(":")[0], {})[dose] = arm
+                lines.setdefault(Variant(variant.trainer).name, {})[dose] = arm
         if key == "probability":
             zero = lines.pop(REFERENCE, {})
             lines = {name: {**zero, **points} for name, points in lines.items()}
@@ -104,6 +105,8 @@ def doses(rows: list[dict]) -> str:
             shown = {name: [(dose, found[arm, metric]) for dose, arm in points.items()
                             if found[arm, metric]["value"] is not None]
                      for name, points in lines.items()}
+            if not any(shown.values()):
+                continue
             figures.append(_figure(plot(_draw_doses(shown, label, PRIMARY[metric]),
                                         f"dose {key} {metric}")))
     return _plots("Dose", figures, "Means with 95 % intervals over patients; filtered arms left "
@@ -137,8 +140,9 @@ def _draw_doses(lines: dict[str, list[tuple[float | None, dict]]], label: str, n
     order = sorted(every, key=lambda dose: (dose is None, dose))     # None: all patients, last
 
     def draw(axes) -> None:
-        for points, style in zip(lines.items(), ("o-", "s--", "^:", "v-.")):
-            arm, told = points[0], sorted(points[1], key=lambda p: order.index(p[0]))
+        shown = [(arm, points) for arm, points in lines.items() if points]
+        for (arm, points), style in zip(shown, cycle(("o-", "s--", "^:", "v-."))):
+            told = sorted(points, key=lambda p: order.index(p[0]))
             at = [order.index(dose) for dose, _ in told]
             values = np.array([[r["value"]] + [r["value"] if r[k] is None else r[k]
                                                for k in ("low", "high")] for _, r in told])

@@ -19,13 +19,11 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.collect import (
-    ENSEMBLE,
     FILTERED,
     Records,
     Training,
@@ -43,6 +41,7 @@ from nnunet_lgesynth.benchmark.plan import (
     Settings,
     check_generators,
     check_trainers,
+    ensembles,
     injects,
     is_done,
     plan,
@@ -51,9 +50,10 @@ from nnunet_lgesynth.benchmark.plan import (
 )
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.report import Report, markdown, write_report
-from nnunet_lgesynth.benchmark.variants import file_name
+from nnunet_lgesynth.benchmark.variants import Variant, canonical, file_name
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 
 __all__ = ["benchmark", "run", "run_jobs"]
 
@@ -84,10 +84,13 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     first = next(iter(opened.values()), None)
     settings = Settings(
         first.dataset if first else str(dataset_id), configuration,
-        tuple(arms), tuple(folds), seeds, Path(out).resolve(), plans, preset, device, epochs,
-        iterations, Path(images).resolve() if images else None,
+        tuple(map(canonical, arms)), tuple(folds), seeds, Path(out).resolve(), plans, preset,
+        device, epochs, iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None, warm_up, ensemble,
         first.planar if first else configuration)
+    for fold in opened.values():
+        for patients in {v.patients for v in map(Variant.of, settings.arms)}:
+            fold.subset(patients)              # refuses more than there are
     check_trainers(settings)
     check_generators(settings, opened)
     test = _external(settings, opened)
@@ -115,13 +118,15 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     check_generators(settings, folds)
     if test:
         _record_external(settings, folds, records, test)
-    rows, summaries = records.of(((arm, settings.recipe(arm)) for arm in settings.arms),
-                                 settings.folds)
+    recipes = [*((arm, settings.recipe(arm)) for arm in settings.arms),
+               *((together.arm, together.recipe) for _, together in ensembles(settings))]
+    rows, summaries = records.of(recipes, settings.folds)
     rows.sort(key=lambda r: settings.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     splits = ["validation", *["external"] * bool(test), *["ensemble"] * settings.ensemble]
     cases = {split: [r for r in rows if r["split"] == split and r["case"] in
                      (folds[r["fold"]].val if split == "validation" else test)] for split in splits}
-    comparisons = {split: compare(rows, _context(settings, split)) for split, rows in cases.items()}
+    comparisons = {split: compare(found, _context(settings, split))
+                   for split, found in cases.items() if found or split == "validation"}
     return _write(settings, folds, comparisons, cases, summaries, before)
 
 
@@ -239,28 +244,38 @@ def _record(records: Records, training: Training, fold: Fold) -> None:
     summary = _refuse_idle(training, training_summary(training))
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
     records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
-                              fold.dataset_json["file_ending"]), [summary])
+                              fold.dataset_json["file_ending"], ignore=_ignored(fold)), [summary])
 
 
 def _record_external(settings: Settings, folds: dict[int, Fold], records: Records,
                      test: list[str]) -> None:
     """Predict and score the external images with each fold, and where asked with all together."""
-    done = [t for t in trainings(settings) if is_done(t.folder, folds[t.fold])]
-    groups = [([t], t, f"fold_{t.fold}", "external") for t in done]
-    for arm, seed in dict.fromkeys((t.arm, t.seed) for t in done) if settings.ensemble else ():
-        members = [t for t in done if (t.arm, t.seed) == (arm, seed)]
-        if len(members) == len(settings.folds):      # else a folder is gone, and its rows stay
-            groups.append((members, replace(members[0], fold=ENSEMBLE), "ensemble", "ensemble"))
+    groups = [([t], t, f"fold_{t.fold}", "external") for t in trainings(settings)]
+    groups += [(members, together, "folds_" + "+".join(map(str, together.recipe.ensemble)),
+                "ensemble") for members, together in ensembles(settings)]
     fold = next(iter(folds.values()))
-    ending = fold.dataset_json["file_ending"]
+    ending, info = fold.dataset_json["file_ending"], _external_info(settings, fold)
     for members, training, name, split in groups:
-        if records.holds(training, test, split):
-            continue
+        if records.holds(training, test, split) or not all(
+                is_done(t.folder, folds[t.fold]) for t in members):
+            continue                       # recorded, or the plan would have trained it
         out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm) / name)
         predict_external([t.folder for t in members], settings.images, test, out, ending,
                          len(fold.dataset_json["channel_names"]), settings.device)
-        records.add(collect_cases(training, out, settings.labels, test, fold.raw_info, ending,
-                                  split))
+        records.add(collect_cases(training, out, settings.labels, test, info, ending, split,
+                                  _ignored(fold)))
+
+
+def _external_info(settings: Settings, fold: Fold) -> DatasetInfo:
+    """How external stacks lie is told by an lgesynth.json beside their labels; else by nothing."""
+    if (settings.labels / FILE_NAME).is_file():
+        return read_info(settings.labels)
+    return DatasetInfo(fold.info.roles)
+
+
+def _ignored(fold: Fold) -> int | None:
+    """The value of nnU-Net's ignore label."""
+    return fold.dataset_json["labels"].get("ignore")
 
 
 def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Comparison],

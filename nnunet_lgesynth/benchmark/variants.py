@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["REFERENCE", "TRAINERS", "Variant", "file_name", "is_tested",
+__all__ = ["REFERENCE", "TRAINERS", "Variant", "canonical", "file_name", "is_tested",
            "reference_of"]
 
 REFERENCE = "real"
@@ -45,25 +45,38 @@ class Variant:
         for part in told.split(",") if colon else ():
             key, _, value = part.partition("=")
             try:
+                if key in found:
+                    raise ValueError
                 found[key] = {"p": float, "n": int}[key](value)
             except (KeyError, ValueError):
-                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY nor n=PATIENTS; "
-                                "write for example lgesynth:p=0.25,n=20.") from None
-        if not 0 <= found.get("p", 0) <= 1:
-            raise UserError(f"Arm {arm!r}: p must lie in [0, 1].")
+                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY nor n=PATIENTS, "
+                                "each once; write for example lgesynth:p=0.25,n=20.") from None
+        if "p" in found and (not 0 < found["p"] <= 1 or trainer == TRAINERS[REFERENCE]):
+            raise UserError(f"Arm {arm!r}: p must lie above 0 and at most at 1, in an arm that "
+                            f"injects; without injection it is {REFERENCE}.")
+        if found.get("n", 2) < 2:
+            raise UserError(f"Arm {arm!r}: at least 2 patients are needed.")
         return cls(trainer, found.get("p"), found.get("n"))
+
+    @property
+    def name(self) -> str:
+        """The arm's name, written one way."""
+        base = next((k for k, v in TRAINERS.items() if v == self.trainer), self.trainer)
+        told = [f"{key}={value}" for key, value in (("p", self.probability), ("n", self.patients))
+                if value is not None]
+        return base + (f":{','.join(told)}" if told else "")
 
     @property
     def suffix(self) -> str:
         """Tells its results from those of other variants of the trainer, in file names."""
-        return "".join(f"_{key}{value:g}" for key, value in (("p", self.probability),
-                                                             ("n", self.patients))
+        return "".join(f"_{key}{value}" for key, value in (("p", self.probability),
+                                                           ("n", self.patients))
                        if value is not None)
 
     @property
     def environment(self) -> dict[str, str]:
         """Of its trainings."""
-        return {name: f"{value:g}" for name, value in (
+        return {name: str(value) for name, value in (
             ("LGESYNTH_PROBABILITY", self.probability), ("LGESYNTH_PATIENTS", self.patients))
             if value is not None}
 
@@ -76,6 +89,11 @@ def reference_of(arm: str) -> str:
         return REFERENCE if name == REFERENCE or not filtered else REFERENCE + FILTERED
     patients = Variant.of(name).patients
     return REFERENCE + (f":n={patients}" if patients else "") + FILTERED * filtered
+
+
+def canonical(arm: str) -> str:
+    """The arm's name, written one way: `n=20,p=.5` and `p=0.5,n=020` are one arm."""
+    return arm if arm in ALIASES else Variant.of(arm).name
 
 
 def is_tested(arm: str) -> bool:

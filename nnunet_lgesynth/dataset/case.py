@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import (
     comp_blosc2_params,
@@ -203,13 +204,23 @@ class Fold:
         if not 2 <= patients <= len(self.train):
             raise UserError(f"The number of training patients must lie in 2..{len(self.train)} "
                             f"for fold {self.fold}, not {patients}.")
-        scarred = self.scarred()
+        scarred = {i for i in self.train if self._truth_holds_scar(i)}
         groups = [sorted(group, key=lambda i: sha256(i.encode()).digest())
                   for group in (scarred, set(self.train) - scarred)]
         first = min(max(round(patients * len(scarred) / len(self.train)), bool(scarred)),
                     len(scarred))
         chosen = [*groups[0][:first], *groups[1][:patients - first]]
         return replace(self, train=tuple(sorted(chosen)))
+
+    def _truth_holds_scar(self, identifier: str) -> bool:
+        """By nnU-Net's copy of the label file, which all configurations share."""
+        path = (self.folder.parent / "gt_segmentations"
+                / f"{identifier}{self.dataset_json['file_ending']}")
+        try:
+            labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot be read; preprocess the dataset again.") from error
+        return bool(np.isin(labels, self.info.roles.scars).any())
 
     @property
     def raw_info(self) -> DatasetInfo:

@@ -6,7 +6,6 @@ inpainter of the fold, or the one LGESYNTH_GENERATOR points to, with the segment
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError
+from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, as_told
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.generators.fitted import (
     RECORD,
@@ -103,6 +102,10 @@ def fit_generator(dataset: str, configuration: str, fold: int | str, plans: str,
     preset without reward steps does not need. Judge, cases and folder are examined before anything
     is written; `dry_run` ends there.
     """
+    if config.patients is not None and reward is None and config.reward_steps > 0:
+        raise UserError("The nnU-Net that judges a fit on part of the patients must not have seen "
+                        "the others; give with --reward the fold folder of a training with "
+                        f"--patients {config.patients}.")
     opened = Fold.open(dataset, configuration, fold, plans).subset(config.patients)
     if opened.volumetric:
         raise UserError(f"Configuration {configuration!r} is 3D and the inpainter paints slices; "
@@ -175,7 +178,7 @@ def _fit_command(fold: Fold) -> str:
 def refuse_other_settings(fitted: dict, preset: FitConfig, folder: Path) -> None:
     """Raise `UserError` where a generator's config is not the preset's, under whose name its
     results would be recorded."""
-    told = json.loads(json.dumps(dataclasses.asdict(preset)))
+    told = json.loads(json.dumps(as_told(preset)))
     changed = [f"{name} {fitted.get(name)}, not {told.get(name)}"
                for name in sorted({*told, *fitted}) if fitted.get(name) != told.get(name)]
     if changed:

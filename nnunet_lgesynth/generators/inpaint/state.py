@@ -7,11 +7,10 @@ its ControlNet, if that is the one it would fit itself.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
-from nnunet_lgesynth.config import FitConfig, UserError
+from nnunet_lgesynth.config import FitConfig, UserError, as_told
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
 from nnunet_lgesynth.generators.inpaint.networks import Networks
@@ -38,7 +37,7 @@ def refuse_existing(folder: Path, resume: bool) -> None:
 def identity_of(fold: Fold, config: FitConfig, reward: Segmenter | None,
                 start: Path | None) -> dict:
     """What an interrupted fit must share with the one that goes on."""
-    return {"config": dataclasses.asdict(config), "train": list(fold.train),
+    return {"config": as_told(config), "train": list(fold.train),
             "start": None if start is None else read_fitted(start, "hash")["hash"],
             "reward": None if reward is None else
             {"checkpoint": str(reward.source), "hash": reward.hash}}
@@ -89,7 +88,7 @@ def take_shared(networks: Networks, config: FitConfig, fold: Fold, start: Path) 
     """Take over VAE, U-Net and text encoder of another fit, which must have been built alike, and
     its ControlNet, if it was fitted alike and met no reward; returns the stages this saves."""
     record = read_fitted(start, "config", "hash", "minutes", "train")
-    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    mine = json.loads(json.dumps(as_told(config)))
     theirs = record["config"]
     unseen = sorted(set(record["train"]) - set(fold.train))
     if unseen:
