@@ -20,9 +20,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.benchmark.collect import read_rows
-from nnunet_lgesynth.benchmark.plan import Job, Settings, check_generators
+from nnunet_lgesynth.benchmark.plan import Job, check_generators
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
+from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.benchmark.variants import TRAINERS
 from nnunet_lgesynth.config import PRESETS, UserError
 from nnunet_lgesynth.dataset.case import Case, Fold

@@ -17,112 +17,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import ENSEMBLE, Recipe, Records, Training, read_rows
+from nnunet_lgesynth.benchmark.collect import ENSEMBLE, Records, Training, read_rows
 from nnunet_lgesynth.benchmark.leakage import refuse_leaky_training
-from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant, file_name
-from nnunet_lgesynth.config import (
-    PRESETS,
-    FitConfig,
-    InjectionConfig,
-    UserError,
-    config_hash,
-    limited,
-    preset_flags,
+from nnunet_lgesynth.benchmark.settings import (
+    DEFAULT_PLANS,
+    Settings,
+    budget_argv,
+    injects,
+    needs_generator,
+    warm_up_argv,
 )
+from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, file_name
+from nnunet_lgesynth.config import PRESETS, UserError, limited, preset_flags
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
-__all__ = ["ADDABLE", "Job", "Settings", "check_generators", "check_trainers", "ensembles",
-           "fold_generator", "injects", "is_done",
-           "needs_generator", "plan", "training_job", "trainings"]
+__all__ = ["Job", "check_generators", "check_trainers", "ensembles", "fold_generator", "is_done",
+           "plan", "training_job", "trainings"]
 
-ADDABLE = ("images", "labels")
 STOCK = "nnUNetTrainer"
-DEFAULT_PLANS = "nnUNetPlans"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One benchmark; `dataset` is nnU-Net's full name, `out` its folder, seeds count from 0."""
-
-    dataset: str
-    configuration: str
-    arms: tuple[str, ...]
-    folds: tuple[int, ...]
-    seeds: int
-    out: Path
-    plans: str = DEFAULT_PLANS
-    preset: str = "gpu-2d"
-    device: str = "cuda"
-    epochs: int | None = None
-    iterations: int | None = None
-    images: Path | None = None      # external test set
-    labels: Path | None = None
-    warm_up: int | None = None      # scarred cases that an injecting training waits for
-    ensemble: bool = False          # predict the external set with all folds together, too
-    planar: str = "2d"              # configuration of generators and judges, see `Fold.planar`
-
-    def __post_init__(self):
-        if not self.arms:
-            raise UserError("Unknown arm: none is given; name at least one with --arms.")
-        for name, values in (("arms", [Variant.of(a) for a in self.arms]),
-                             ("folds", self.folds)):
-            if len(set(values)) != len(values):
-                raise UserError(f"--{name} {values} names one twice; drop it.")
-        if self.seeds < 1 or not self.folds:
-            raise UserError(f"At least one seed and one fold are needed, not {self.seeds} and "
-                            f"{len(self.folds)}.")
-        for name in ("epochs", "iterations"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, not {value}.")
-        if self.warm_up is not None:
-            InjectionConfig(warm_up=self.warm_up)          # refuses what the trainers would
-        if self.preset not in PRESETS:
-            raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
-        if (self.images is None) != (self.labels is None):
-            raise UserError("--images and --labels belong together: give both or neither.")
-        if self.ensemble and (self.images is None or len(self.folds) < 2):
-            raise UserError("--ensemble needs --images and --labels, and at least two --folds.")
-
-    def generator(self, arm: str) -> FitConfig | None:
-        """The settings of the generator that an arm draws from, None where it needs none."""
-        variant = Variant.of(arm)
-        return limited(PRESETS[self.preset], variant.patients) \
-            if needs_generator(variant.trainer) else None
-
-    def waits(self, variant: Variant) -> int | None:
-        """`warm_up` of a variant: with p = 1 the pool is full from the start, so all is synthetic.
-        """
-        return InjectionConfig().pool_cases if variant.probability == 1 else self.warm_up
-
-    def recipe(self, arm: str) -> Recipe:
-        variant, generator = Variant.of(arm), self.generator(arm)
-        return Recipe(self.dataset, self.configuration, self.plans, variant.trainer, self.epochs,
-                      self.iterations, generator and generator.preset,
-                      generator and config_hash(generator),
-                      self.waits(variant) if injects(variant.trainer) else None,
-                      probability=variant.probability, patients=variant.patients)
-
-    def fixed(self) -> dict:
-        """The settings that must stay the same for every run into one output folder; those of
-        ADDABLE may be given later."""
-        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset", "warm_up")
-        return {**{name: getattr(self, name) for name in names},
-                **{name: None if (path := getattr(self, name)) is None else str(path)
-                   for name in ADDABLE}}
-
-    def command(self) -> str:
-        """The `lgesynth benchmark` command that these settings are."""
-        argv = ["lgesynth", "benchmark", "-d", self.dataset, "-c", self.configuration, "-p",
-                self.plans, "--arms", *self.arms, "--folds", *map(str, self.folds), "--seeds",
-                str(self.seeds), "--preset", self.preset, "-device", self.device,
-                *_budget(self), *_warm_up(self.warm_up), "-o", self.out.name]
-        if self.images is not None:
-            argv += ["--images", self.images.name, "--labels", self.labels.name,
-                     *["--ensemble"] * self.ensemble]
-        return shlex.join(argv)
 
 
 @dataclass(frozen=True)
@@ -197,8 +112,8 @@ def training_job(settings: Settings, training: Training) -> Job:
     trainer, variant = training.recipe.trainer, Variant.of(training.arm)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
             settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
-            *_plans(settings), *_budget(settings),
-            *(_warm_up(settings.waits(variant)) if injects(trainer) else [])]
+            *_plans(settings), *budget_argv(settings),
+            *(warm_up_argv(settings.waits(variant)) if injects(trainer) else [])]
     if (training.folder / "checkpoint_final.pth").is_file():
         argv.append("--val")
     elif (training.folder / "checkpoint_latest.pth").is_file():
@@ -222,16 +137,6 @@ def is_done(folder: Path, fold: Fold) -> bool:
     return ((folder / "checkpoint_final.pth").is_file()
             and len(summary.get("metric_per_case", [])) >= len(fold.val)
             and all((folder / "validation" / f"{case}{ending}").is_file() for case in fold.val))
-
-
-def needs_generator(trainer: str) -> bool:
-    """Whether a trainer draws from a fitted inpainter (nnUNetTrainerLGESynth and its kin)."""
-    return trainer.startswith(TRAINERS["lgesynth"])
-
-
-def injects(trainer: str) -> bool:
-    """Whether a trainer must have injected something: all of the plugin's but the real-only one."""
-    return trainer.startswith("nnUNetTrainerLGE") and trainer != TRAINERS[REFERENCE]
 
 
 def fold_generator(settings: Settings, fold: int, patients: int | None = None) -> Path:
@@ -336,13 +241,3 @@ def _results(settings: Settings, seed: int, variant: Variant) -> Path:
 
 def _plans(settings: Settings) -> list[str]:
     return [] if settings.plans == DEFAULT_PLANS else ["-p", settings.plans]
-
-
-def _budget(settings: Settings) -> list[str]:
-    flags = {"--epochs": settings.epochs, "--iterations": settings.iterations}
-    return [text for flag, value in flags.items() if value is not None
-            for text in (flag, str(value))]
-
-
-def _warm_up(cases: int | None) -> list[str]:
-    return [] if cases is None else ["--warm-up", str(cases)]

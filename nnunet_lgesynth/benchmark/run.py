@@ -36,13 +36,10 @@ from nnunet_lgesynth.benchmark.external import external_cases, predict_external
 from nnunet_lgesynth.benchmark.leakage import refuse_known_images, refuse_leaky_training
 from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
-    ADDABLE,
     Job,
-    Settings,
     check_generators,
     check_trainers,
     ensembles,
-    injects,
     is_done,
     plan,
     training_job,
@@ -50,6 +47,7 @@ from nnunet_lgesynth.benchmark.plan import (
 )
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.report import Report, markdown, write_report
+from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings, injects
 from nnunet_lgesynth.benchmark.variants import Variant, canonical, file_name
 from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
