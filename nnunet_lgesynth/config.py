@@ -163,9 +163,12 @@ class InjectionConfig:
     ramp_epochs: int = 0            # the probability rises linearly over so many epochs
     ratio_cap: float = 2.0          # a synthetic case is served at most so often as a real one
     prior: str = "fitted"
+    no_reflow_share: float | None = None     # of scars with such a core; None: as in real ones
     seed: int = 0
 
     def __post_init__(self):
+        if not 0 <= (self.no_reflow_share or 0) <= 1:
+            raise UserError(f"no_reflow_share must lie in [0, 1], not {self.no_reflow_share}.")
         if not 0 <= self.probability <= 1:
             raise UserError(f"The injection probability must lie in [0, 1], not "
                             f"{self.probability}.")
@@ -300,7 +303,7 @@ def from_dict(cls, values: dict):
                         "version of nnunet-lgesynth.") from error
 
 
-LATER_FIELDS = ("ensemble", "patients", "probability")
+LATER_FIELDS = ("ensemble", "no_reflow_share", "patients", "probability")
 
 
 def config_hash(config) -> str:

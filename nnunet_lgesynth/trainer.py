@@ -5,7 +5,8 @@ iteration, one row an epoch goes to `lgesynth.jsonl` (of further GPUs to `lgesyn
 ...). With `generator = None` nothing is wrapped at all. Settings come from class attributes; these
 environment variables change them for one run, the same way in every arm: LGESYNTH_EPOCHS,
 LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PATIENTS, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP,
-LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from its flags.
+LGESYNTH_NO_REFLOW_SHARE, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them
+from its flags.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class LGESynthTrainer(nnUNetTrainer):
         iterations = environment_number("LGESYNTH_ITERATIONS", int, 1)
         probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
         warm_up = environment_number("LGESYNTH_WARM_UP", int, 0)
+        share = environment_number("LGESYNTH_NO_REFLOW_SHARE", float, 0)
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
         self.patients = environment_number("LGESYNTH_PATIENTS", int, 2)
         if epochs is not None:
@@ -67,6 +69,8 @@ class LGESynthTrainer(nnUNetTrainer):
         if probability is not None:
             self.injection = dataclasses.replace(self.injection, probability=probability,
                                                  ratio_cap=NO_CAP)      # it is what was asked for
+        if share is not None:
+            self.injection = dataclasses.replace(self.injection, no_reflow_share=share)
         if warm_up is not None:
             self.injection = dataclasses.replace(self.injection, warm_up=warm_up)
         if self.seed is not None:

@@ -67,7 +67,7 @@ def test_vae_shrinks_by_two_or_four(channels):
     (InjectionConfig, {"probability": 1.1}), (InjectionConfig, {"pool_cases": 0}),
     (InjectionConfig, {"budget": 0}), (InjectionConfig, {"warm_up": 65}),
     (InjectionConfig, {"refresh_cases": -1}), (InjectionConfig, {"ratio_cap": 0}),
-    (InjectionConfig, {"grace": float("nan")})])
+    (InjectionConfig, {"no_reflow_share": 1.1}), (InjectionConfig, {"grace": float("nan")})])
 def test_contradictory_qc_and_injection_are_refused(cls, values):
     with pytest.raises(UserError):
         cls(**values)
@@ -95,4 +95,5 @@ def test_the_docs_tell_every_setting_of_the_injection_with_its_default():
     told = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+)", text, re.MULTILINE))
     defaults = {f.name: f.default for f in dataclasses.fields(InjectionConfig)}
     assert told.keys() == defaults.keys()
-    assert all(type(v)(told[name]) == v for name, v in defaults.items())
+    assert all(told[name] == "None" if v is None else type(v)(told[name]) == v
+               for name, v in defaults.items())

@@ -143,6 +143,21 @@ def test_a_core_can_be_asked_for(heart, record):
         Prior("fitted", (plain,)).draw(anatomy, np.random.default_rng(0), asked)
 
 
+@pytest.mark.parametrize("name", ["fitted", "sector"])
+def test_cores_can_be_asked_for_more_often_than_real_scars_hold_them(heart, record, name):
+    anatomy = heart(slices=9, size=96).anatomy
+    plain = dataclasses.replace(record, no_reflow=0.0, no_reflow_contrast=None)
+    records = (plain, plain, plain, record)
+
+    def share(asked) -> float:
+        specs = draws(Prior(name, records, asked), anatomy, 60)
+        return float(np.mean([spec.no_reflow > 0 for spec in specs]))
+    assert share(0.0) == 0 and share(1.0) == 1 and share(0.75) == pytest.approx(0.75, abs=0.15)
+    assert share(None) == pytest.approx(0.25, abs=0.15)
+    alone = draws(Prior(name, (plain,), 1.0), anatomy, 5)        # no real scar has a core
+    assert all(spec.no_reflow == 0 for spec in alone)
+
+
 @pytest.mark.parametrize("asked", [
     Asked((9,), burden=(0.001, 0.5)), Asked((9,), burden=(0.04, 0.5)), Asked((9,), (0.05, 0.9)),
     Asked(burden=(0.7, 1.0)), Asked((9,), transmurality=(1.0, 1.0))])

@@ -253,3 +253,12 @@ def drain(studio: Studio) -> bool:
                 return True
             sleep(0.005)
     return False
+
+
+def test_cores_are_requested_as_often_as_told(studio_of):
+    cored = [r.no_reflow_contrast is not None for r in studio_of().prior.records]
+    assert any(cored) and not all(cored)
+    for share in (0.0, 1.0):
+        studio = studio_of(f"pool_{share}", injection=replace(INJECTION, no_reflow_share=share))
+        specs = [s.spec for s in (studio.draft() for _ in range(8)) if s.kind == "scar"]
+        assert specs and all((spec.no_reflow > 0) == share for spec in specs)

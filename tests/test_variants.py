@@ -16,12 +16,14 @@ def test_a_name_says_trainer_probability_and_patients():
     synth = "nnUNetTrainerLGESynth"
     assert Variant.of("real") == Variant("nnUNetTrainerLGEReal")
     assert Variant.of("nnUNetTrainerX") == Variant("nnUNetTrainerX")
-    assert Variant.of("lgesynth:n=20,p=0.25") == Variant(synth, 0.25, 20)
+    assert Variant.of("lgesynth:n=20,p=0.25") == Variant(synth, 0.25, None, 20)
     assert Variant.of("synthetic-only") == Variant(synth, 1.0)
     assert Variant.of("lgesynth:n=20,p=0.25").suffix == "_p0.25_n20"
     assert Variant.of("real").suffix == "" and Variant.of("real").environment == {}
     assert Variant.of("lgesynth:n=20,p=0.25").environment == {
         "LGESYNTH_PROBABILITY": "0.25", "LGESYNTH_PATIENTS": "20"}
+    assert Variant.of("lgesynth:c=0.7") == Variant(synth, None, 0.7)
+    assert Variant.of("lgesynth:c=0.7").environment == {"LGESYNTH_NO_REFLOW_SHARE": "0.7"}
     assert canonical("lgesynth:n=020,p=.5") == "lgesynth:p=0.5,n=20"
     assert canonical("nnUNetTrainerLGEReal") == "real" == canonical("real")
     assert canonical("synthetic-only") == "synthetic-only"
@@ -33,6 +35,7 @@ def test_a_name_says_trainer_probability_and_patients():
     ("lgesynth:p=much", "'p=much' is neither"), ("lgesynth:", "'' is neither"),
     ("lgesynth:p=1.5", "p must lie above 0 and at most at 1"), ("real:n=2.5", "'n=2.5' is neither"),
     ("lgesynth:p=0", "without injection it is real"), ("real:p=0.5", "in an arm that injects"),
+    ("real:c=0.5", "in an arm that injects"), ("paint:c=2", r"c must lie in \[0, 1\]"),
     ("real:n=1", "At least 2|at least 2"), ("lgesynth:p=0.1,p=0.9", "each once")])
 def test_what_says_nothing_is_refused(arm, message):
     with pytest.raises(UserError, match=message):

@@ -41,8 +41,8 @@ def enter_nnunet(monkeypatch, folder) -> None:
         monkeypatch.setenv(name, str(Path(folder) / name))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_compile", "f")
-    for name in ("EPOCHS", "ITERATIONS", "SEED", "PROBABILITY", "WARM_UP",
-                 "GENERATOR"):
+    for name in ("EPOCHS", "ITERATIONS", "SEED", "PROBABILITY", "WARM_UP", "PATIENTS",
+                 "NO_REFLOW_SHARE", "GENERATOR"):
         monkeypatch.delenv(f"LGESYNTH_{name}", raising=False)
 
 

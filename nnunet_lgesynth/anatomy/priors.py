@@ -78,10 +78,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prior:
-    """Draws requests that vary the records' scars; see the module text for the names."""
+    """Draws requests that vary the records' scars; see the module text for the names.
+
+    `no_reflow_share` of the requests vary a scar with a no-reflow core, the others one without;
+    None: as many as there are among the records.
+    """
 
     name: str
     records: tuple[ScarRecord, ...] = field(default=())
+    no_reflow_share: float | None = None
 
     def __post_init__(self):
         if self.name not in PRIORS:
@@ -98,7 +103,7 @@ class Prior:
             raise Unreachable("This heart has no scar-free slice with a wall around the cavity.")
         asked = asked or Asked()
         for _ in range(ATTEMPTS):
-            record = self.records[rng.integers(len(self.records))]
+            record = self._record(rng)
             drawn = PRIORS[self.name](_Draw(record, self.records, anatomy, rng, asked))
             spec = self._insisted(drawn, asked, rng)
             try:
@@ -109,6 +114,14 @@ class Prior:
         if asked == Asked():
             raise refused
         return _eased(anatomy, spec, asked)
+
+    def _record(self, rng: np.random.Generator) -> ScarRecord:
+        cored = [r for r in self.records if r.no_reflow_contrast is not None]
+        others = [r for r in self.records if r.no_reflow_contrast is None]
+        group = self.records
+        if self.no_reflow_share is not None and cored and others:
+            group = cored if rng.uniform() < self.no_reflow_share else others
+        return group[rng.integers(len(group))]
 
     def _insisted(self, drawn: dict, asked: Asked, rng: np.random.Generator) -> ScarSpec:
         if asked.segments:
@@ -136,7 +149,8 @@ class Prior:
         return ScarSpec(**drawn)
 
     def as_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """What `from_dict` reads; `no_reflow_share` is the pool's matter, not the fit's."""
+        return {"name": self.name, "records": [dataclasses.asdict(r) for r in self.records]}
 
     @classmethod
     def from_dict(cls, values: dict) -> Prior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from itertools import cycle
 
@@ -86,15 +87,15 @@ def doses(rows: list[dict]) -> str:
             if not arm.endswith(FILTERED)}
     found = {(r["arm"], r["metric"]): r for r in rows}
     real, figures = arms.get(REFERENCE), []
-    for label, key, stays in (("injection probability", "probability", "patients"),
-                              ("real training patients", "patients", "probability")):
+    for label, key in (("injection probability", "probability"),
+                       ("real training patients", "patients")):
         lines: dict[str, dict] = {}              # trainer's arm -> dose -> arm
         for arm, variant in arms.items():
             dose = getattr(variant, key)
             if key == "probability":
                 dose = 0.0 if variant == real else InjectionConfig().probability \
                     if dose is None else dose
-            if getattr(variant, stays) is None:
+            if replace(variant, **{key: None}) == Variant(variant.trainer):
                 lines.setdefault(Variant(variant.trainer).name, {})[dose] = arm
         if key == "probability":
             zero = lines.pop(REFERENCE, {})

@@ -84,7 +84,8 @@ class Settings:
                       self.iterations, generator and generator.preset,
                       generator and config_hash(generator),
                       self.waits(variant) if injects(variant.trainer) else None,
-                      probability=variant.probability, patients=variant.patients)
+                      probability=variant.probability, patients=variant.patients,
+                      no_reflow_share=variant.no_reflow_share)
 
     def fixed(self) -> dict:
         """The settings that must stay the same for every run into one output folder; those of

@@ -3,7 +3,8 @@
     real, paint, lgesynth       the plugin's trainers
     nnUNetTrainer...            any other
     synthetic-only              lgesynth:p=1
-    NAME:p=0.25,n=20            injects with probability 0.25, trains on 20 of the fold's patients
+    NAME:p=0.25,c=0.7,n=20      injects with probability 0.25, asks for a no-reflow core in 70 % of
+                                scars, trains on 20 of the fold's patients
     ...+filter                  the same predictions after the volume filter
 """
 
@@ -24,12 +25,19 @@ TRAINERS = {REFERENCE: "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
 ALIASES = {"synthetic-only": "lgesynth:p=1"}
 
 
+# letter in an arm's name -> field, type, variable of its trainings
+KEYS = {"p": ("probability", float, "LGESYNTH_PROBABILITY"),
+        "c": ("no_reflow_share", float, "LGESYNTH_NO_REFLOW_SHARE"),
+        "n": ("patients", int, "LGESYNTH_PATIENTS")}
+
+
 @dataclass(frozen=True)
 class Variant:
-    """Trainer, injection probability and number of training patients; None: as they are."""
+    """A trainer, and what its runs change; None: as it is."""
 
     trainer: str
     probability: float | None = None
+    no_reflow_share: float | None = None
     patients: int | None = None
 
     @classmethod
@@ -45,40 +53,44 @@ class Variant:
         for part in told.split(",") if colon else ():
             key, _, value = part.partition("=")
             try:
-                if key in found:
+                field, kind, _ = KEYS[key]
+                if field in found:
                     raise ValueError
-                found[key] = {"p": float, "n": int}[key](value)
+                found[field] = kind(value)
             except (KeyError, ValueError):
-                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY nor n=PATIENTS, "
-                                "each once; write for example lgesynth:p=0.25,n=20.") from None
-        if "p" in found and (not 0 < found["p"] <= 1 or trainer == TRAINERS[REFERENCE]):
+                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY, c=SHARE nor "
+                                "n=PATIENTS, each once; write for example lgesynth:p=0.25,n=20."
+                                ) from None
+        if (trainer == TRAINERS[REFERENCE] and {"probability", "no_reflow_share"} & set(found)) \
+                or not 0 < found.get("probability", 1) <= 1:
             raise UserError(f"Arm {arm!r}: p must lie above 0 and at most at 1, in an arm that "
                             f"injects; without injection it is {REFERENCE}.")
-        if found.get("n", 2) < 2:
-            raise UserError(f"Arm {arm!r}: at least 2 patients are needed.")
-        return cls(trainer, found.get("p"), found.get("n"))
+        if not 0 <= found.get("no_reflow_share", 0) <= 1 or found.get("patients", 2) < 2:
+            raise UserError(f"Arm {arm!r}: c must lie in [0, 1], and at least 2 patients are "
+                            "needed.")
+        return cls(trainer, **found)
+
+    @property
+    def _told(self) -> dict[str, str]:
+        return {key: str(value) for key, (field, _, _) in KEYS.items()
+                if (value := getattr(self, field)) is not None}
 
     @property
     def name(self) -> str:
         """The arm's name, written one way."""
         base = next((k for k, v in TRAINERS.items() if v == self.trainer), self.trainer)
-        told = [f"{key}={value}" for key, value in (("p", self.probability), ("n", self.patients))
-                if value is not None]
-        return base + (f":{','.join(told)}" if told else "")
+        told = ",".join(f"{key}={value}" for key, value in self._told.items())
+        return base + (f":{told}" if told else "")
 
     @property
     def suffix(self) -> str:
         """Tells its results from those of other variants of the trainer, in file names."""
-        return "".join(f"_{key}{value}" for key, value in (("p", self.probability),
-                                                           ("n", self.patients))
-                       if value is not None)
+        return "".join(f"_{key}{value}" for key, value in self._told.items())
 
     @property
     def environment(self) -> dict[str, str]:
         """Of its trainings."""
-        return {name: str(value) for name, value in (
-            ("LGESYNTH_PROBABILITY", self.probability), ("LGESYNTH_PATIENTS", self.patients))
-            if value is not None}
+        return {KEYS[key][2]: value for key, value in self._told.items()}
 
 
 def reference_of(arm: str) -> str:

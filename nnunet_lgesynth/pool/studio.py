@@ -10,6 +10,7 @@ The kind that the pool has fewer of is drafted next. A pool that is full is rene
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -47,7 +48,8 @@ class Studio:
                  log: Callable[[str], None], qc: QCConfig | None = None, rank: int = 0):
         self.fold, self.generator, self.judge = fold, generator, judge
         self.injection, self.qc, self.rank, self.log = injection, qc or QCConfig(), rank, log
-        self.prior, self.hearts = prepare(fold, injection.prior)
+        prior, self.hearts = prepare(fold, injection.prior)
+        self.prior = replace(prior, no_reflow_share=injection.no_reflow_share)
         self.pool, self.manifest = Pool(folder, fold), Manifest(folder, FIELDS)
         self.manifest.update()
         self.kept = self._count()
