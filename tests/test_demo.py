@@ -5,6 +5,8 @@ The inpainter's arm is left to `make demo` and, in process, to test_trainer; her
 
 import json
 
+from pages import pictures_of
+
 from nnunet_lgesynth import demo
 from nnunet_lgesynth.demo import FEATURES, run_demo
 
@@ -20,7 +22,13 @@ def test_the_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path, monkey
     size = {"patients": 6, "arms": ("real", "paint"), "epochs": 2, "iterations": 2}
     said = []
     outcome = run_demo(tmp_path, said.append, **size)
-    assert outcome["report"].is_file() and "paint" in outcome["report"].read_text()
+    page = outcome["report"].read_text()
+    assert pictures_of(page) == 2                # patients that gained and lost, the pool's samples
+    assert page.index(outcome["verdict"]) < page.index("<table>")
+    assert "Stated before the run" in page
+    for heading in ("Arms", "Paired differences", "Scar found or not", "Each patient, paired",
+                    "Scar volume", "AHA segments", "All metrics", "What was injected"):
+        assert heading in page
     plans = next(tmp_path.glob("nnUNet_preprocessed/*/nnUNetPlans.json"))
     network = json.loads(plans.read_text())["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert network["features_per_stage"] == FEATURES
