@@ -20,9 +20,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.benchmark.collect import read_rows
+from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.plan import Job, check_generators
 from nnunet_lgesynth.benchmark.power import smallest_effects
-from nnunet_lgesynth.benchmark.run import benchmark, run_jobs
+from nnunet_lgesynth.benchmark.run import benchmark
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.benchmark.variants import TRAINERS
 from nnunet_lgesynth.config import PRESETS, UserError
@@ -552,6 +553,22 @@ def test_a_failing_job_stops_the_run_and_its_log_is_named(tmp_path, monkeypatch)
         run_jobs(jobs, tmp_path / "logs")
     assert "seed 7 None" in (tmp_path / "logs" / "first.log").read_text()
     assert not (tmp_path / "logs" / "never.log").exists()
+
+
+def test_jobs_that_run_at_a_time_see_different_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7a")
+    assert visible_gpus() == ["5", "GPU-7a"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert visible_gpus() == ["0", "1", "2"]
+    # each waits for the other one's file, so both run at a time
+    code = ("import os, pathlib, time; here = pathlib.Path({here!r}); "
+            "(here / {mine!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+            "while not (here / {other!r}).exists(): time.sleep(0.01)")
+    jobs = [Job(mine, 0, (sys.executable, "-c", code.format(
+        here=str(tmp_path), mine=mine, other=other)), {}) for mine, other in ("ab", "ba")]
+    run_jobs(jobs, tmp_path / "logs", 2, gpus=["0", "1"])
+    assert {(tmp_path / name).read_text() for name in "ab"} == {"0", "1"}
 
 
 def test_external_images_are_predicted_by_the_trained_network_and_scored(workspace):

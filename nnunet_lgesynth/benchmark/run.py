@@ -15,13 +15,8 @@ rather than reported as "no gain".
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
@@ -33,10 +28,10 @@ from nnunet_lgesynth.benchmark.collect import (
 )
 from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
 from nnunet_lgesynth.benchmark.external import external_cases, predict_external
+from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.leakage import refuse_known_images, refuse_leaky_training
 from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
-    Job,
     check_generators,
     check_trainers,
     ensembles,
@@ -53,7 +48,7 @@ from nnunet_lgesynth.config import UserError, make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 
-__all__ = ["benchmark", "run", "run_jobs"]
+__all__ = ["benchmark", "run"]
 
 
 def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
@@ -112,7 +107,8 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
         fold = folds[training.fold]
         if is_done(training.folder, fold) and not records.holds(training, fold.val):
             record(training)
-    run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record)
+    run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record,
+             visible_gpus() if settings.device == "cuda" else ())
     check_generators(settings, folds)
     if test:
         _record_external(settings, folds, records, test)
@@ -154,46 +150,6 @@ def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
     test = external_cases(settings.images, settings.labels, ending)
     refuse_known_images(settings.images, test, folds)
     return test
-
-
-def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
-             record: Callable[[Training], None] | None = None) -> None:
-    """Run jobs stage by stage, `parallel` at a time, output to `logs/<name>.log`; `record` is
-    called with each training that ended.
-
-    After a failure the jobs that run are awaited, none is started, and `UserError` names the log.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not jobs) as bar:
-        for stage in sorted({job.stage for job in jobs}):
-            with ThreadPoolExecutor(max(1, parallel)) as pool:
-                waiting = [pool.submit(_run_job, j, logs) for j in jobs if j.stage == stage]
-                try:
-                    for done in as_completed(waiting):
-                        job = done.result()
-                        if record is not None and job.training is not None:
-                            record(job.training)
-                        bar.set_postfix_str(job.name)
-                        bar.update()
-                finally:
-                    for future in waiting:
-                        future.cancel()
-
-
-def _run_job(job: Job, logs: Path) -> Job:
-    log = logs / f"{job.name}.log"
-    # what the shell sets for single trainings must not change an arm unseen
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LGESYNTH_")}
-    with open(log, "a") as file:
-        file.write(f"$ {job.line()}\n")
-        file.flush()
-        code = subprocess.run(job.argv, env={**inherited, **job.env}, stdout=file,
-                              stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
-        raise UserError(f"{job.name} failed with exit code {code} ({last.strip()[:300]}); see "
-                        f"{log}, then run the benchmark again: it goes on where it stopped.")
-    return job
 
 
 def _claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
