@@ -228,7 +228,7 @@ def _served(training: dict) -> str:
 
 def _pictures(pictures: dict[str, Path]) -> str:
     figures = [picture(caption, Path(path).read_bytes()) for caption, path in pictures.items()]
-    return section("Samples", "".join(figures), PRIVATE) if figures else ""
+    return section("Pictures", "".join(figures), PRIVATE) if figures else ""
 
 
 def _cases(cases: Iterable[dict]) -> str:
