@@ -54,8 +54,8 @@ def test_the_detectable_difference_is_found_so_often_as_promised():
     assert detectable(12, tests=6) > effect > detectable(40)
     assert detectable(1) is None is detectable(2, tests=6)
     assert detectable(8, tests=6) is not None is detectable(7, tests=6)  # 6 x 2 / 2**7 is above .05
-    sizes = [detectable(n, tests) for tests in (3, 24) for n in range(10, 120, 3)]
-    assert all(isinstance(size, float) for size in sizes)
+    for case in ((63, 3), (48, 6), (38, 12), (73, 24)):         # statsmodels gives arrays for these
+        assert isinstance(detectable(*case), float)
     rng = np.random.default_rng(0)
     found = np.mean([flip_p((rng.normal(effect, 1, n),), last_mean, 999) < 0.05
                      for _ in range(SIMULATIONS)])
