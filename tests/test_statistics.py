@@ -1,12 +1,16 @@
 """Laws of the statistics: known p values, the nominal rate of false verdicts, power as computed."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from nnunet_lgesynth.benchmark.compare import mean_difference, proven
+from benchmarks import verdicts
+from benchmarks.verdicts import signs, simulate
 from nnunet_lgesynth.benchmark.statistics import detectable, flip_p, holm, interval, mcnemar_p
 
 SIMULATIONS = 2000
@@ -62,24 +66,28 @@ def test_the_detectable_difference_is_found_so_often_as_promised():
     assert found == pytest.approx(0.8, abs=0.035)        # 0.8 +- 0.018 by chance, t-test's power
 
 
-def signs(differences) -> list[int]:
-    """What the verdict says about arms, from their patients' differences (arms, n)."""
-    found = [mean_difference(one, 100) for one in differences]
-    return [proven(bounds, p) for (_, bounds, _, _), p in zip(found, holm([f[2] for f in found]))]
-
-
 def test_a_false_verdict_is_as_rare_as_promised_also_with_several_arms():
-    rng = np.random.default_rng(1)
-    # without any effect arms are exchangeable: symmetric, but some patients can change by more
-    null = (rng.normal(size=(SIMULATIONS, 2, 8)) * rng.exponential(size=(SIMULATIONS, 1, 8)))
-    wrong = np.mean([any(signs(differences)) for differences in null])
+    """Without any effect arms are exchangeable, though some patients can change by more."""
+    wrong = simulate("exchangeable", 8, SIMULATIONS, resamples=100)
     assert wrong <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / SIMULATIONS)
     assert wrong > 0.005                                  # it can be wrong: the check is no stone
 
 
+def test_simulated_verdicts_are_written_with_their_intervals(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verdicts", "--studies", "10", "-o",
+                                      str(tmp_path / "v.json")])
+    verdicts.main()
+    rows = json.loads((tmp_path / "v.json").read_text())
+    assert {(r["arm"], r["split"]) for r in rows} == {
+        (arm, f"{n} patients, 2 arms") for arm in (*verdicts.SCENARIOS, "effect")
+        for n in verdicts.PATIENTS}
+    assert all(r["low"] <= r["value"] <= r["high"] and r["n"] == 10 for r in rows)
+    assert capsys.readouterr().out.count("power") == len(verdicts.PATIENTS)
+
+
 def test_a_true_effect_is_told_with_its_sign():
     rng = np.random.default_rng(2)
-    told = [signs([rng.normal(1.5, 1, 10), rng.normal(-1.5, 1, 10), rng.normal(0, 1, 10)])
+    told = [signs([rng.normal(1.5, 1, 10), rng.normal(-1.5, 1, 10), rng.normal(0, 1, 10)], 100)
             for _ in range(200)]
     helps, harms, nothing = np.transpose(told)
     assert (helps == 1).mean() > 0.9 < (harms == -1).mean() and (helps >= 0).all()
