@@ -223,6 +223,12 @@ COSTS = {"epoch over stock, median (bootstrap)": ("plugin", "epoch_overhead_p50"
          "first batch later by, s": ("plugin", "start_delay")}
 
 
+VERDICTS = {"exchangeable": "false verdicts, arms exchangeable",
+            "half_equal": "the same, half of the patients unchanged",
+            "skewed": "the same, few patients change by much in one direction",
+            "effect": "stated effect found"}
+
+
 def cost_table(files: dict[str, str]) -> str:
     """A column a file of `benchmarks.overhead`, a line a cost."""
     found = {name: {(r["arm"], r["metric"]): r for r in json.loads((RESULTS / file).read_text())}
@@ -241,3 +247,21 @@ def test_the_docs_tell_what_synthesis_costs_a_training():
         value, low, high = (100 * soak[metric][k] for k in ("value", "low", "high"))
         assert f"{value:.1f} % ({low:.1f}, {high:.1f})" in text
     assert not grows(list(soak.values()))
+
+
+def verdict_table(file: str) -> str:
+    """A line a scenario of `benchmarks.verdicts`, a column a number of patients."""
+    found = {(r["arm"], r["split"]): r for r in json.loads((RESULTS / file).read_text())}
+    splits = list(dict.fromkeys(split for _, split in found))
+    lines = [f"| | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+    lines += [f"| {told} | {' | '.join(cell(found[arm, split]) for split in splits)} |"
+              for arm, told in VERDICTS.items()]
+    return "\n".join(lines)
+
+
+def test_the_docs_tell_how_often_a_verdict_is_wrong():
+    text = (RESULTS.parents[1] / "docs" / "benchmark.md").read_text()
+    assert verdict_table("verdicts.json") in text
+    rows = json.loads((RESULTS / "verdicts.json").read_text())
+    assert all(r["n"] >= 2000 and r["low"] <= 0.05 for r in rows
+               if r["arm"] in ("exchangeable", "half_equal"))
