@@ -486,7 +486,7 @@ def test_a_training_of_another_split_is_refused(workspace):
     assert go(workspace, ["real"])["results"].is_file()
 
 
-def test_an_external_image_that_was_trained_on_is_refused(workspace):
+def test_an_external_image_that_was_trained_on_is_refused(workspace, capsys):
     images, labels = workspace / "images", workspace / "labels"
     rng = np.random.default_rng(0)
     for path in (images / "e0_0000.nii.gz", images / "e1_0000.nii.gz",
@@ -495,6 +495,13 @@ def test_an_external_image_that_was_trained_on_is_refused(workspace):
     for case in ("e0", "e1"):
         write_image(labels / f"{case}.nii.gz", heart(3))
     go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    assert capsys.readouterr().err == ""
+    raw = workspace / "nnUNet_raw" / NAME
+    (raw / "imagesTr").rename(raw / "away")
+    go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    told = capsys.readouterr()
+    assert "is not there, so it is not checked" in told.err and "checked" not in told.out
+    (raw / "away").rename(raw / "imagesTr")
     write_image(images / "e1_0000.nii.gz", image)
     with pytest.raises(UserError, match=r"e1_0000\.nii\.gz is the training image .*t1_0000"):
         go(workspace, ["real"], images=images, labels=labels, plan_only=True)

@@ -9,6 +9,7 @@ training cases of generator and training, so what is told of these holds for the
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +48,8 @@ def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fol
     ending, channel = fold.dataset_json["file_ending"], f"{fold.info.roles.lge_channel:04d}"
     raw = nnunet_path("nnUNet_raw") / fold.dataset / "imagesTr"
     if not raw.is_dir():
-        print(f"{raw} is not there, so it is not checked whether a test image was trained on.")
+        print(f"{raw} is not there, so it is not checked whether a test image was trained on.",
+              file=sys.stderr)                   # not among the lines of --plan
     known = {_voxels(path): path for case in sorted({c for f in folds.values() for c in f.train})
              if (path := raw / f"{case}_{channel}{ending}").is_file()}
     for case in cases:
