@@ -8,7 +8,6 @@ training cases of generator and training, so what is told of these holds for the
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from hashlib import sha256
@@ -17,6 +16,7 @@ from pathlib import Path
 from nnunet_lgesynth.benchmark.collect import Training, read_labels, read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.judge.checkpoint import validated_cases
 from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.store import read_manifest
 
@@ -31,7 +31,7 @@ def refuse_leaky_training(training: Training, fold: Fold) -> None:
             raise UserError(f"{pool / 'manifest.jsonl'} names {len(seen)} validation cases of fold "
                             f"{fold.fold} as sources (first: {seen[0]}), so {training.folder} has "
                             "trained on them; remove that folder and run again.")
-    _refuse_unseen(training.predictions / "summary.json", fold)
+    _refuse_unseen(training.folder, fold)
     log = training.folder / "lgesynth.jsonl"
     other = [r["split"] for r in read_rows(log) if r.get("split", fold.split_hash)
              != fold.split_hash]
@@ -58,19 +58,14 @@ def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fol
             raise UserError(f"{path} is the training image {twin}; leave it out of --labels.")
 
 
-def _refuse_unseen(summary: Path, fold: Fold) -> None:
+def _refuse_unseen(folder: Path, fold: Fold) -> None:
     """Refuse where nnU-Net's own scores are of other validation cases than the fold's."""
-    try:
-        told = json.loads(summary.read_text())["metric_per_case"]
-        judged = {Path(case["reference_file"]).name for case in told}
-    except (OSError, ValueError, KeyError, TypeError):      # not validated yet
-        return
-    ending = fold.dataset_json["file_ending"]
-    others = [case for case in fold.val if f"{case}{ending}" not in judged]
+    judged = validated_cases(folder, fold.dataset_json["file_ending"])
+    others = sorted(set(fold.val) - judged) if judged else []        # none: not validated yet
     if others and set(fold.val) - set(fold.train):
-        raise UserError(f"{summary} is of another split: {others[0]}, a validation case of fold "
-                        f"{fold.fold} now, is not among its cases and may have been trained on; "
-                        f"remove {summary.parent.parent} and run again.")
+        raise UserError(f"{folder / 'validation' / 'summary.json'} is of another split: "
+                        f"{others[0]}, a validation case of fold {fold.fold} now, is not among its "
+                        f"cases and may have been trained on; remove {folder} and run again.")
 
 
 def _voxels(path: Path) -> str:

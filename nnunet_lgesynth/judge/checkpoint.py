@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from nnunet_lgesynth.config import UserError
 
 __all__ = ["CHECKPOINT", "build_network", "fold_of", "hash_weights", "load_weights",
-           "read_checkpoint", "read_json", "refuse_unsupported", "train_command", "unwrap"]
+           "read_checkpoint", "read_json", "refuse_unsupported", "train_command", "unwrap",
+           "validated_cases"]
 
 CHECKPOINT = "checkpoint_final.pth"
 WRAPPERS = ("module.", "_orig_mod.")            # DistributedDataParallel, torch.compile
@@ -38,6 +39,17 @@ def train_command(dataset, plans_name, configuration, fold, trainer="nnUNetTrain
     command = f"nnUNetv2_train {dataset} {configuration} {fold}"
     command += "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
     return command + ("" if trainer == "nnUNetTrainer" else f" -tr {trainer}")
+
+
+def validated_cases(fold_folder: Path, ending: str) -> frozenset[str]:
+    """The cases that a training left out, as nnU-Net's summary of its validation tells; else none.
+    """
+    try:
+        told = json.loads((fold_folder / "validation" / "summary.json").read_text())
+        return frozenset(Path(case["reference_file"]).name.removesuffix(ending)
+                         for case in told["metric_per_case"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        return frozenset()
 
 
 def _remedy(fold_folder: Path) -> str:

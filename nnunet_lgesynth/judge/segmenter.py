@@ -11,7 +11,6 @@ Gradients reach the images and never the weights.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from nnunet_lgesynth.judge.checkpoint import (
     refuse_unsupported,
     train_command,
     unwrap,
+    validated_cases,
 )
 
 __all__ = ["Segmenter", "default_reward_folder", "patch_start"]
@@ -170,13 +170,7 @@ class Segmenter:
     @cached_property
     def validated_on(self) -> frozenset[str]:
         """The cases that its training left out, as its validation's summary tells; else empty."""
-        ending = self.dataset_json["file_ending"]
-        try:
-            text = (self.source.parent / "validation" / "summary.json").read_text()
-            return frozenset(Path(case["reference_file"]).name.removesuffix(ending)
-                             for case in json.loads(text)["metric_per_case"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError):
-            return frozenset()
+        return validated_cases(self.source.parent, self.dataset_json["file_ending"])
 
     def check_fold(self, fold: Fold) -> None:
         """`check_matches` with a fold and its validation cases."""
