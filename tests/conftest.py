@@ -7,6 +7,7 @@ import os
 # before torch is loaded, for the processes of the tests, too: two test runners share the cores, and
 # threads in tiny layers only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("nnUNet_def_n_proc", "1")     # instead of 8, each of which imports nnU-Net
 
 from dataclasses import dataclass
 

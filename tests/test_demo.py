@@ -17,7 +17,6 @@ VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extT
 def test_the_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "1")       # set by the demo; undone after the test
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setattr(demo, "PROCESSES", 1)       # each imports nnU-Net first
     size = {"patients": 6, "arms": ("real", "paint"), "epochs": 2, "iterations": 2}
     said = []

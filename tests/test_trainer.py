@@ -420,7 +420,6 @@ def untouched(folder: Path):
 
 def test_nnunetv2_train_runs_to_its_validation_on_data_that_is_read_only(fold, monkeypatch):
     """nnU-Net's own entry, validation included; that starts spawned processes, so it is slow."""
-    monkeypatch.setattr(stock, "default_num_processes", 1)
     monkeypatch.setenv("LGESYNTH_EPOCHS", "1")
     monkeypatch.setenv("LGESYNTH_ITERATIONS", "12")      # few patches may all miss the scars
     with untouched(fold.folder.parent):

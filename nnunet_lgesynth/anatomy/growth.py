@@ -9,7 +9,7 @@ borders are tried; then the request is refused with the burdens that would grow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ class Unreachable(UserError):
     """This heart cannot hold what was asked; the text says what it can.
 
     `nearest` are the burdens next to the one asked for that it can hold, if it is the burden. They
-    take a second to find, so they are sought when somebody reads them.
+    take a while to find, and so does the text, so they are sought when somebody reads them.
     """
 
     def __init__(self, text: str = "", growths: Sequence[Growth] = ()):
@@ -48,15 +48,15 @@ class Unreachable(UserError):
         self._text, self._growths = text, growths
 
     @cached_property
-    def _told(self) -> tuple[str, tuple[float, ...]]:
-        return _refusal(self._growths) if self._growths else (self._text, ())
+    def _told(self) -> str:
+        return _refusal(self._growths, self.nearest) if self._growths else self._text
 
     def __str__(self) -> str:
-        return self._told[0]
+        return self._told
 
-    @property
+    @cached_property
     def nearest(self) -> tuple[float, ...]:
-        return self._told[1]
+        return _nearest(self._growths) if self._growths else ()
 
 
 def grow(anatomy: Anatomy, spec: ScarSpec, free: np.ndarray) -> tuple[Growth, np.ndarray]:
@@ -160,8 +160,13 @@ class Growth:
             self.spec, burden=min(size / self.total, 1.0)))
 
 
-def _refusal(growths: Sequence[Growth]) -> tuple[str, tuple[float, ...]]:
-    """Why none of these grows, and the nearest burdens of which one would."""
+def _sizes(growth: Growth) -> list[int]:
+    """The burdens, in voxels, that are tried to tell what is reachable."""
+    return np.unique(np.geomspace(1, max(len(growth.wall.index), 1), SIZES).astype(int)).tolist()
+
+
+def _refusal(growths: Sequence[Growth], nearest: tuple[float, ...]) -> str:
+    """Why none of these grows; `nearest` are the burdens next to it that would."""
     first, spec = growths[0], growths[0].spec
     where = f"all of segments {', '.join(map(str, spec.segments))}" if spec.segments \
         else "the scar-free slices of this heart"
@@ -169,26 +174,33 @@ def _refusal(growths: Sequence[Growth]) -> tuple[str, tuple[float, ...]]:
         f" at a transmurality of {spec.transmurality:.2f}"
     refused = f"No {spec.shape} scar of {spec.burden:.1%} of the myocardium{depth} fits into " \
         f"{where}"
-    sizes = np.unique(np.geomspace(1, max(len(first.wall.index), 1), SIZES).astype(int)).tolist()
-    held = [n for n in sizes if any(g.with_size(n).grow() is not None for g in growths)]
-    if not held:
+    if not nearest:
         return f"{refused}, nor of another burden; change the transmurality, the segments or " \
-            "the prior.", ()
-    nearest = tuple(n / first.total for n in _nearest(held, first.size))
-    return (f"{refused}, which can hold {min(held) / first.total:.2%} to "
-            f"{max(held) / first.total:.2%} (nearest: {', '.join(f'{b:.2%}' for b in nearest)}); "
-            "change burden, transmurality or segments."), nearest
+            "the prior."
+    sizes = _sizes(first)
+    least, most = (_first_held(growths, sizes[::step]) for step in (1, -1))
+    return (f"{refused}, which can hold {least / first.total:.2%} to {most / first.total:.2%} "
+            f"(nearest: {', '.join(f'{b:.2%}' for b in nearest)}); "
+            "change burden, transmurality or segments.")
 
 
-def _nearest(sizes: list[int], wanted: int) -> list[int]:
-    """The largest below and the smallest above."""
-    below, above = [n for n in sizes if n <= wanted], [n for n in sizes if n > wanted]
-    return below[-1:] + above[:1]
+def _nearest(growths: Sequence[Growth]) -> tuple[float, ...]:
+    """The largest burden below and the smallest above that one of these reaches."""
+    first = growths[0]
+    sizes = _sizes(first)
+    held = (_first_held(growths, [n for n in reversed(sizes) if n <= first.size]),
+            _first_held(growths, [n for n in sizes if n > first.size]))
+    return tuple(n / first.total for n in held if n is not None)
+
+
+def _first_held(growths: Sequence[Growth], sizes: Iterable[int]) -> int | None:
+    return next((n for n in sizes if any(g.with_size(n).grow() is not None for g in growths)),
+                None)
 
 
 def _refuse_uncovered(anatomy: Anatomy, spec: ScarSpec, usable: np.ndarray) -> None:
-    shown = set(np.unique(anatomy.segment)) - {0}
-    free = set(np.unique(anatomy.segment[usable])) - {0}
+    shown, free = (set(np.flatnonzero(np.bincount(segment)).tolist()) - {0}
+                   for segment in (anatomy.segment.ravel(), anatomy.segment[usable]))
     for missing, why in ((set(spec.segments) - shown, "does not cover"),
                          (set(spec.segments) - free, "has a real scar in every slice of")):
         if missing:
