@@ -89,6 +89,14 @@ def log():
     return []
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_lesions():
+    """Fits draw few lesions beforehand, which else takes longer than their few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunet_lgesynth.generators.inpaint.data.DRAWN_LESIONS", 40)
+        yield
+
+
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Fits draw no progress.png, which takes longer than their few steps."""
