@@ -97,6 +97,24 @@ def test_a_difference_pairs_only_what_both_arms_have():
     assert difference["value"] == pytest.approx(0.1) and difference["n"] == 6
 
 
+def test_comparisons_with_the_painter_and_with_more_patients_decide_nothing():
+    """However clear they are."""
+    gains = {"real": 0, "paint": 0.2, "lgesynth": 0, "real:n=20": -0.2, "lgesynth:n=20": -0.2,
+             "real:n=40": 0}
+    rng = np.random.default_rng(0)
+    rows = [case(arm, f"p{i}", 0.5 + gain + 0.02 * rng.normal()) for arm, gain in gains.items()
+            for i in range(10)]
+    found = compare(rows, CONTEXT, 200)
+    assert re.findall(r"Helps|Harms|lgesynth|paint", found.verdict[0]) == ["Helps", "paint"]
+    told = " ".join(found.verdict)
+    assert "lgesynth against paint, which decides nothing: Dice-TP -0." in told
+    assert "lgesynth:n=20 against real:n=40, which decides nothing: Dice-TP -0." in told
+    less = number(found, "lgesynth", "dice_tp_diff_vs_paint")
+    assert less["high"] < 0 and number(found, "lgesynth", "dice_tp_p_vs_paint")["value"] < 0.05
+    corrected = {r["metric"].partition("_vs_")[2] for r in found.rows if "_p_holm_" in r["metric"]}
+    assert corrected == {"real", "real:n=20"}
+
+
 def test_filtered_arms_are_compared_with_the_filtered_reference():
     rows = cohort(0.1, n=4)
     rows += [{**r, "arm": r["arm"] + "+filter"} for r in rows]

@@ -6,6 +6,7 @@ from nnunet_lgesynth.benchmark.variants import (
     Variant,
     canonical,
     file_name,
+    further_references,
     is_tested,
     reference_of,
 )
@@ -50,3 +51,14 @@ def test_what_says_nothing_is_refused(arm, message):
     ("synthetic-only", "real", True), ("nnUNetTrainerX", "real", True)])
 def test_an_arm_is_compared_with_real_on_as_many_patients(arm, reference, tested):
     assert reference_of(arm) == reference and is_tested(arm) == tested
+
+
+@pytest.mark.parametrize("arm, references", [
+    ("lgesynth", ["paint"]), ("lgesynth+filter", ["paint+filter"]), ("paint", []), ("real", []),
+    ("lgesynth:n=20", ["paint:n=20", "real:n=40"]), ("lgesynth:n=40", ["real"]),
+    ("lgesynth:p=0.25,n=20+filter", ["real+filter"]), ("paint:n=20", ["real:n=40"]),
+    ("real:n=20", [])])
+def test_an_arm_is_also_compared_with_the_painter_and_with_more_patients(arm, references):
+    arms = ["real", "real+filter", "real:n=40", "real:n=20", "paint", "paint+filter", "paint:n=20",
+            "lgesynth", "lgesynth:n=20"]
+    assert further_references(arm, arms) == references

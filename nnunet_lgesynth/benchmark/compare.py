@@ -10,16 +10,17 @@ per-seed values, kept apart from the interval, which says nothing about seeds.
 The verdict rests on the primary metrics alone, their p values corrected by Holm's method over arms
 and metrics (`<metric>_p_holm_vs_<reference>`); all others are not corrected. The smallest
 difference that a t-test of so many patients could have shown, by the spread that was seen, is
-`<metric>_detectable_vs_<reference>`. Whether scar is found
-in a patient (by most seeds) is compared by McNemar's test. A difference in Dice is the sum of
-`dice_diff_from_scarred` and `dice_diff_from_empty`: what patients with and without scar give to it.
+`<metric>_detectable_vs_<reference>`. Differences to `further_references` (the painter, more real
+patients) are not corrected and decide nothing. Whether scar is found in a patient (by most seeds)
+is compared by McNemar's test. A difference in Dice is the sum of `dice_diff_from_scarred` and
+`dice_diff_from_empty`: what patients with and without scar give to it.
 What is undefined is null: an interval of one patient, of equal values, or of a resample with a
 single class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,12 @@ from nnunet_lgesynth.benchmark.statistics import (
     interval,
     mcnemar_p,
 )
-from nnunet_lgesynth.benchmark.variants import REFERENCE, is_tested, reference_of
+from nnunet_lgesynth.benchmark.variants import (
+    REFERENCE,
+    further_references,
+    is_tested,
+    reference_of,
+)
 from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["PRIMARY", "Comparison", "compare", "mean_difference", "number_row",
@@ -87,11 +93,12 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
                      for i, case in enumerate(arm.cases)]
         if name == REFERENCE:
             rows += _real_pass_rows(arm_rows, about)
-        reference = reference_of(name)
-        if name != reference and reference in by_arm:
-            both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
-            rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples,
-                                     tests)
+        corrected = reference_of(name)
+        for reference in (corrected, *further_references(name, by_arm)):
+            if name != reference and reference in by_arm:
+                both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
+                rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples,
+                                         tests if reference == corrected else None)
     rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
     return Comparison(rows, patients, verdict(rows))
 
@@ -132,19 +139,21 @@ def verdict(rows: list[dict]) -> list[str]:
         return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
     gains, losses, sentences, compared = [], [], [], False
     for arm in filter(is_tested, arms):
-        parts, reference = [], reference_of(arm)
-        for metric, name in PRIMARY.items():
-            row = found.get((arm, f"{metric}_diff_vs_{reference}"))
-            if row is None or row["value"] is None:
-                continue
+        reference, parts = reference_of(arm), []
+        for metric, row, told in _primary_differences(found, arm, reference):
             compared = True
-            parts.append(f"{name} {_signed(row)}")
+            parts.append(told)
             p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
             sign = proven((row["low"], row["high"]), p)
             if sign:
-                (gains if sign > 0 else losses).append(f"{arm}, {parts[-1]}")
+                (gains if sign > 0 else losses).append(f"{arm}, {told}")
         sentences.append(f"{arm} against {reference}: {'; '.join(parts) or 'nothing shared'}."
                          + _shares(found, arm))
+        for other in further_references(arm, arms):
+            parts = [told for _, _, told in _primary_differences(found, arm, other)]
+            if parts:
+                sentences.append(f"{arm} against {other}, which decides nothing: "
+                                 f"{'; '.join(parts)}.")
     said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
             if which]
     if not compared:
@@ -155,6 +164,14 @@ def verdict(rows: list[dict]) -> list[str]:
     if min(len(r["seeds"]) for r in rows) < 2:
         sentences.append("One seed: the spread between seeds is not known.")
     return [headline, *sentences]
+
+
+def _primary_differences(found: dict, arm: str, reference: str) -> Iterator[tuple[str, dict, str]]:
+    """(metric, number row, in words) of an arm's differences that are defined."""
+    for metric, name in PRIMARY.items():
+        row = found.get((arm, f"{metric}_diff_vs_{reference}"))
+        if row is not None and row["value"] is not None:
+            yield metric, row, f"{name} {_signed(row)}"
 
 
 def proven(bounds: tuple[float | None, float | None], corrected_p: float | None) -> int:
@@ -207,8 +224,9 @@ def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
 
 
 def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: str, about: dict,
-                     resamples: int, tests: int) -> list[dict]:
-    """Paired differences arm - reference over the cells both have."""
+                     resamples: int, tests: int | None) -> list[dict]:
+    """Paired differences arm - reference over the cells both have; `tests` as in `detectable`,
+    None where no test is made."""
     shared = ({(r["case"], run_of(r)) for r in rows}
               & {(r["case"], run_of(r)) for r in reference_rows})
     both = [{**r, "case": (side, r["case"])} for side, group in enumerate((reference_rows, rows))
@@ -223,7 +241,7 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             values = arm.per_patient(metric)
             change = values[n:] - values[:n]
             value, bounds, p, count = mean_difference(change, resamples)
-            size = detectable(count, tests) if metric in PRIMARY else None
+            size = detectable(count, tests) if tests and metric in PRIMARY else None
             if size is not None:
                 found.append(number_row(about, f"{metric}_detectable_vs_{reference}",
                                         np.nanstd(change, ddof=1) * size, n=count,

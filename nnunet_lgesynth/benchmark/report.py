@@ -24,7 +24,7 @@ from nnunet_lgesynth.benchmark.page import (
     verdict,
     write_page,
 )
-from nnunet_lgesynth.benchmark.variants import reference_of
+from nnunet_lgesynth.benchmark.variants import further_references, reference_of
 
 __all__ = ["Report", "markdown", "markdown_table", "write_report"]
 
@@ -42,6 +42,7 @@ NAMES = {
     "patient_auroc": "patient AUROC over scar volume",
     **{f"{of}{name}": f"{of.replace('_', ' ')}{name.replace('_', ' ')}" for of in ("", "slice_")
        for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")}}
+DIFFERENCES = (*ARM_COLUMNS, "dice_tp_small")
 DIFFERENCE_COLUMNS = ("metric", "value", "95 % interval", "p", "p, corrected", "detectable",
                       "patients")
 CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed", "dice": "Dice",
@@ -134,17 +135,19 @@ def _arms(rows: list[dict]) -> str:
 
 def _difference_cells(rows: list[dict]) -> Iterator[tuple[str, str, list[str]]]:
     """(arm, reference, cells of DIFFERENCE_COLUMNS) of each paired difference that is shown."""
-    for arm, found in _by_arm(rows).items():
-        reference = reference_of(arm)
-        for metric, name in ARM_COLUMNS.items():
-            row = found.get(f"{metric}_diff_vs_{reference}")
-            if row is None or row["value"] is None:
-                continue
-            bounds = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-            yield arm, reference, [
-                name, f"{row['value']:+.3f}", bounds,
-                *(number(found.get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
-                  for what in ("p", "p_holm", "detectable")), str(row["n"])]
+    arms = _by_arm(rows)
+    shown = [(arm, reference, metric) for arm in arms
+             for reference in (reference_of(arm), *further_references(arm, arms))
+             for metric in DIFFERENCES]
+    for arm, reference, metric in shown:
+        row = arms[arm].get(f"{metric}_diff_vs_{reference}")
+        if row is None or row["value"] is None:
+            continue
+        bounds = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        yield arm, reference, [
+            NAMES[metric], f"{row['value']:+.3f}", bounds,
+            *(number(arms[arm].get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
+              for what in ("p", "p_holm", "detectable")), str(row["n"])]
 
 
 def _differences(rows: list[dict]) -> str:
@@ -154,7 +157,8 @@ def _differences(rows: list[dict]) -> str:
         return ""
     return section("Paired differences", table(["difference", *DIFFERENCE_COLUMNS], body), (
         "Paired by patient and seed; p from flipping the arms patient by patient, corrected (Holm) "
-        "over arms and primary metrics, on which alone the verdict rests. Detectable: smallest "
+        "over arms and primary metrics, on which alone the verdict rests; what has no corrected p "
+        "decides nothing. Detectable: smallest "
         "mean difference that a t-test of so many patients finds in 80 % of studies, by the spread "
         "seen here."))
 

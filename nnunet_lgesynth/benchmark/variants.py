@@ -11,13 +11,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf
 
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["REFERENCE", "TRAINERS", "Variant", "canonical", "file_name", "is_tested",
-           "reference_of"]
+__all__ = ["REFERENCE", "TRAINERS", "Variant", "canonical", "file_name", "further_references",
+           "is_tested", "reference_of"]
 
 REFERENCE = "real"
 TRAINERS = {REFERENCE: "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
@@ -93,6 +95,9 @@ class Variant:
         return {KEYS[key][2]: value for key, value in self._told.items()}
 
 
+PAINT = Variant(TRAINERS["paint"])
+
+
 def reference_of(arm: str) -> str:
     """The arm that `arm` is compared with: `real` with as many patients, filtered where `arm` is.
     Filtered `real` and `real` with fewer patients are compared with `real` itself."""
@@ -101,6 +106,21 @@ def reference_of(arm: str) -> str:
         return REFERENCE if name == REFERENCE or not filtered else REFERENCE + FILTERED
     patients = Variant.of(name).patients
     return REFERENCE + (f":n={patients}" if patients else "") + FILTERED * filtered
+
+
+def further_references(arm: str, arms: Iterable[str]) -> list[str]:
+    """Those of `arms` that `arm` is compared with beside its reference, which decides nothing:
+    `paint` with as many patients, and `real` with the next larger number of them."""
+    if not is_tested(arm):
+        return []
+    filtered, arms = arm.endswith(FILTERED), set(arms)
+    variant = Variant.of(arm.removesuffix(FILTERED))
+    painter = replace(PAINT, patients=variant.patients)
+    found = [] if variant.trainer == PAINT.trainer else [painter.name + FILTERED * filtered]
+    real = {Variant.of(a.removesuffix(FILTERED)).patients or inf: a for a in arms
+            if not is_tested(a) and a.endswith(FILTERED) == filtered}
+    more = [patients for patients in real if patients > (variant.patients or inf)]
+    return [a for a in (*found, *(real[min(more)] for _ in more[:1])) if a in arms]
 
 
 def canonical(arm: str) -> str:
