@@ -16,7 +16,8 @@ from sklearn.metrics import (
 )
 
 from nnunet_lgesynth.benchmark.arms import CLASSES, PER_RUN, Arm
-from nnunet_lgesynth.benchmark.compare import compare, training_rows, verdict
+from nnunet_lgesynth.benchmark.compare import compare, training_rows
+from nnunet_lgesynth.benchmark.verdict import verdict
 from nnunet_lgesynth.config import UserError
 
 CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",

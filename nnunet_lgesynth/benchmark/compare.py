@@ -20,7 +20,7 @@ single class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,6 @@ from nnunet_lgesynth.benchmark.arms import (
 )
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
 from nnunet_lgesynth.benchmark.statistics import (
-    SIGNIFICANCE,
     detectable,
     finite,
     flip_p,
@@ -51,13 +50,10 @@ from nnunet_lgesynth.benchmark.variants import (
     is_tested,
     reference_of,
 )
+from nnunet_lgesynth.benchmark.verdict import PRIMARY, tests_of, verdict
 from nnunet_lgesynth.config import QCConfig, UserError
 
-__all__ = ["PRIMARY", "Comparison", "compare", "mean_difference", "number_row",
-           "proven", "tests_of", "training_rows", "verdict"]
-
-PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auroc": "slice AUROC"}
-
+__all__ = ["Comparison", "compare", "mean_difference", "number_row", "training_rows"]
 
 @dataclass(frozen=True)
 class Comparison:
@@ -103,12 +99,6 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     return Comparison(rows, patients, verdict(rows))
 
 
-def tests_of(arms: Iterable[str]) -> int:
-    """How many p values of primary metrics an arm's is one of."""
-    named = {a.removesuffix(FILTERED) for a in arms}
-    return len(PRIMARY) * max(1, sum(is_tested(a) and reference_of(a) in named for a in named))
-
-
 def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
     """Number rows of `collect.training_summary` per arm: injected fraction, QC pass rate, and the
     means of the pool's scars beside those of the training folds' real ones."""
@@ -128,68 +118,6 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
             drafted, accepted = (sum(s[k] for s in judged) for k in ("drafted", "accepted"))
             rows.append(number_row(about, "qc_pass_own", accepted / drafted, n=drafted))
     return rows
-
-
-def verdict(rows: list[dict]) -> list[str]:
-    """The headline, then one sentence an arm. An arm helps or harms where the interval of a primary
-    metric excludes 0 and its p, corrected over arms and metrics, is below 0.05."""
-    found = {(r["arm"], r["metric"]): r for r in rows}
-    arms = list(dict.fromkeys(r["arm"] for r in rows if not r["arm"].endswith(FILTERED)))
-    if REFERENCE not in arms or len(arms) < 2:
-        return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
-    gains, losses, sentences, compared = [], [], [], False
-    for arm in filter(is_tested, arms):
-        reference, parts = reference_of(arm), []
-        for metric, row, told in _primary_differences(found, arm, reference):
-            compared = True
-            parts.append(told)
-            p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
-            sign = proven((row["low"], row["high"]), p)
-            if sign:
-                (gains if sign > 0 else losses).append(f"{arm}, {told}")
-        sentences.append(f"{arm} against {reference}: {'; '.join(parts) or 'nothing shared'}."
-                         + _shares(found, arm))
-        for other in further_references(arm, arms):
-            parts = [told for _, _, told in _primary_differences(found, arm, other)]
-            if parts:
-                sentences.append(f"{arm} against {other}, which decides nothing: "
-                                 f"{'; '.join(parts)}.")
-    said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
-            if which]
-    if not compared:
-        return [f"No comparison: no arm shares patients and seeds with its '{REFERENCE}'.",
-                *sentences]
-    headline = " ".join(said) or (f"No evidence: no arm differs from {REFERENCE} in "
-                                  f"{', '.join(PRIMARY.values())} beyond chance.")
-    if min(len(r["seeds"]) for r in rows) < 2:
-        sentences.append("One seed: the spread between seeds is not known.")
-    return [headline, *sentences]
-
-
-def _primary_differences(found: dict, arm: str, reference: str) -> Iterator[tuple[str, dict, str]]:
-    """(metric, number row, in words) of an arm's differences that are defined."""
-    for metric, name in PRIMARY.items():
-        row = found.get((arm, f"{metric}_diff_vs_{reference}"))
-        if row is not None and row["value"] is not None:
-            yield metric, row, f"{name} {_signed(row)}"
-
-
-def proven(bounds: tuple[float | None, float | None], corrected_p: float | None) -> int:
-    """1 for a gain, -1 for a loss, 0 where neither is shown."""
-    low, high = bounds
-    if low is None or corrected_p is None or corrected_p >= SIGNIFICANCE or low * high <= 0:
-        return 0
-    return 1 if low > 0 else -1
-
-
-def _shares(found: dict, arm: str) -> str:
-    """Where a difference in Dice comes from."""
-    whole, scarred, empty = (found.get((arm, f"dice_diff_{part}vs_{reference_of(arm)}"))
-                             for part in ("", "from_scarred_", "from_empty_"))
-    if whole is None or whole["value"] is None or scarred is None:
-        return ""
-    return (f" Its Dice differs by {whole['value']:+.3f}, of which {scarred['value']:+.3f} is from "
-            f"patients with scar and {empty['value']:+.3f} from those without.")
 
 
 def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
@@ -333,9 +261,3 @@ def number_row(about: dict, metric: str, value: float, low: float | None = None,
 
 def _present(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
-
-
-def _signed(row: dict) -> str:
-    bounds = ("no interval" if row["low"] is None
-              else f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}")
-    return f"{row['value']:+.3f} ({bounds}, {row['n']} patients)"

@@ -11,9 +11,9 @@ import numpy as np
 
 from nnunet_lgesynth.anatomy.aha import SEGMENTS
 from nnunet_lgesynth.benchmark.collect import FILTERED
-from nnunet_lgesynth.benchmark.compare import PRIMARY
 from nnunet_lgesynth.benchmark.page import ACCENT, INK, plot, section
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, reference_of
+from nnunet_lgesynth.benchmark.verdict import PRIMARY
 from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.pool.sheet import bulls_eye
 

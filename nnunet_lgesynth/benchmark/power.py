@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_lgesynth.benchmark.collect import read_labels
-from nnunet_lgesynth.benchmark.compare import PRIMARY, tests_of
 from nnunet_lgesynth.benchmark.statistics import POWER, detectable
+from nnunet_lgesynth.benchmark.verdict import PRIMARY, tests_of
 from nnunet_lgesynth.dataset.roles import Roles
 
 __all__ = ["smallest_effects"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark import plots
 from nnunet_lgesynth.benchmark.arms import COUNTS, UNITS
-from nnunet_lgesynth.benchmark.compare import PRIMARY, Comparison
+from nnunet_lgesynth.benchmark.compare import Comparison
 from nnunet_lgesynth.benchmark.page import (
     PRIVATE,
     number,
@@ -25,6 +25,7 @@ from nnunet_lgesynth.benchmark.page import (
     write_page,
 )
 from nnunet_lgesynth.benchmark.variants import further_references, reference_of
+from nnunet_lgesynth.benchmark.verdict import PRIMARY
 
 __all__ = ["Report", "markdown", "markdown_table", "write_report"]
 

@@ -1,0 +1,96 @@
+"""The benchmark's answer in plain words: helps, harms, or no evidence.
+
+It rests on the primary metrics alone: the interval of a difference must exclude 0, and its p value,
+corrected over arms and metrics, lie below 0.05.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from nnunet_lgesynth.benchmark.collect import FILTERED
+from nnunet_lgesynth.benchmark.statistics import SIGNIFICANCE
+from nnunet_lgesynth.benchmark.variants import (
+    REFERENCE,
+    further_references,
+    is_tested,
+    reference_of,
+)
+
+__all__ = ["PRIMARY", "proven", "tests_of", "verdict"]
+
+PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auroc": "slice AUROC"}
+
+
+def tests_of(arms: Iterable[str]) -> int:
+    """How many p values of primary metrics an arm's is one of."""
+    named = {a.removesuffix(FILTERED) for a in arms}
+    return len(PRIMARY) * max(1, sum(is_tested(a) and reference_of(a) in named for a in named))
+
+
+def verdict(rows: list[dict]) -> list[str]:
+    """The headline, then one sentence an arm. An arm helps or harms where the interval of a primary
+    metric excludes 0 and its p, corrected over arms and metrics, is below 0.05."""
+    found = {(r["arm"], r["metric"]): r for r in rows}
+    arms = list(dict.fromkeys(r["arm"] for r in rows if not r["arm"].endswith(FILTERED)))
+    if REFERENCE not in arms or len(arms) < 2:
+        return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
+    gains, losses, sentences, compared = [], [], [], False
+    for arm in filter(is_tested, arms):
+        reference, parts = reference_of(arm), []
+        for metric, row, told in _primary_differences(found, arm, reference):
+            compared = True
+            parts.append(told)
+            p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
+            sign = proven((row["low"], row["high"]), p)
+            if sign:
+                (gains if sign > 0 else losses).append(f"{arm}, {told}")
+        sentences.append(f"{arm} against {reference}: {'; '.join(parts) or 'nothing shared'}."
+                         + _shares(found, arm))
+        for other in further_references(arm, arms):
+            parts = [told for _, _, told in _primary_differences(found, arm, other)]
+            if parts:
+                sentences.append(f"{arm} against {other}, which decides nothing: "
+                                 f"{'; '.join(parts)}.")
+    said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
+            if which]
+    if not compared:
+        return [f"No comparison: no arm shares patients and seeds with its '{REFERENCE}'.",
+                *sentences]
+    headline = " ".join(said) or (f"No evidence: no arm differs from {REFERENCE} in "
+                                  f"{', '.join(PRIMARY.values())} beyond chance.")
+    if min(len(r["seeds"]) for r in rows) < 2:
+        sentences.append("One seed: the spread between seeds is not known.")
+    return [headline, *sentences]
+
+
+def _primary_differences(found: dict, arm: str, reference: str) -> Iterator[tuple[str, dict, str]]:
+    """(metric, number row, in words) of an arm's differences that are defined."""
+    for metric, name in PRIMARY.items():
+        row = found.get((arm, f"{metric}_diff_vs_{reference}"))
+        if row is not None and row["value"] is not None:
+            yield metric, row, f"{name} {_signed(row)}"
+
+
+def proven(bounds: tuple[float | None, float | None], corrected_p: float | None) -> int:
+    """1 for a gain, -1 for a loss, 0 where neither is shown."""
+    low, high = bounds
+    if low is None or corrected_p is None or corrected_p >= SIGNIFICANCE or low * high <= 0:
+        return 0
+    return 1 if low > 0 else -1
+
+
+def _shares(found: dict, arm: str) -> str:
+    """Where a difference in Dice comes from."""
+    whole, scarred, empty = (found.get((arm, f"dice_diff_{part}vs_{reference_of(arm)}"))
+                             for part in ("", "from_scarred_", "from_empty_"))
+    if whole is None or whole["value"] is None or scarred is None:
+        return ""
+    return (f" Its Dice differs by {whole['value']:+.3f}, of which {scarred['value']:+.3f} is from "
+            f"patients with scar and {empty['value']:+.3f} from those without.")
+
+
+def _signed(row: dict) -> str:
+    bounds = ("no interval" if row["low"] is None
+              else f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}")
+    return f"{row['value']:+.3f} ({bounds}, {row['n']} patients)"
