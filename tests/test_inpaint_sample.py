@@ -73,8 +73,9 @@ def test_half_precision_can_be_left_out(inpainter, slices, monkeypatch):
     conditions = [item.condition for item in slices.asked[:2]]
     full = Inpainter(inpainter.networks, slices.config, slices.prior, inpainter.hash, half=False)
     halves, exact = (np.stack(i.drafts(conditions, [0, 1])) for i in (inpainter, full))
-    # eight bits of mantissa add up to 3 % here; the largest error of a pixel varies with the CPU
+    # eight bits of mantissa add up to 3 % here, 23 % in the worst pixel, which varies with the CPU
     assert 0 < np.sqrt(np.mean((halves - exact) ** 2)) < 0.05 * exact.std()
+    assert np.abs(halves - exact).max() < 0.4 * exact.std()
     monkeypatch.setattr(sample, "half_precision", lambda device: None)
     assert np.array_equal(inpainter.drafts(conditions, [0, 1]), exact)
 

@@ -55,6 +55,7 @@ from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["Comparison", "compare", "mean_difference", "number_row", "training_rows"]
 
+
 @dataclass(frozen=True)
 class Comparison:
     """Number rows, per-patient means over seeds ([{"arm", "case", metric: value}]), sentences."""

@@ -115,12 +115,12 @@ def further_references(arm: str, arms: Iterable[str]) -> list[str]:
         return []
     filtered, arms = arm.endswith(FILTERED), set(arms)
     variant = Variant.of(arm.removesuffix(FILTERED))
-    painter = replace(PAINT, patients=variant.patients)
-    found = [] if variant.trainer == PAINT.trainer else [painter.name + FILTERED * filtered]
+    painter = replace(PAINT, patients=variant.patients).name + FILTERED * filtered
     real = {Variant.of(a.removesuffix(FILTERED)).patients or inf: a for a in arms
             if not is_tested(a) and a.endswith(FILTERED) == filtered}
-    more = [patients for patients in real if patients > (variant.patients or inf)]
-    return [a for a in (*found, *(real[min(more)] for _ in more[:1])) if a in arms]
+    more = sorted(patients for patients in real if patients > (variant.patients or inf))
+    painted = painter in arms and variant.trainer != PAINT.trainer
+    return [painter] * painted + [real[patients] for patients in more[:1]]
 
 
 def canonical(arm: str) -> str:
