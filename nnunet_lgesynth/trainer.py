@@ -15,8 +15,6 @@ import dataclasses
 import errno
 import json
 import os
-import signal
-import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_text
 from nnunet_lgesynth.dataset.case import Fold, split_hash
+from nnunet_lgesynth.processes import sigterm_as_exit
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
@@ -60,6 +59,9 @@ class LGESynthTrainer(nnUNetTrainer):
         share = environment_number("LGESYNTH_NO_REFLOW_SHARE", float, 0)
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
         self.patients = environment_number("LGESYNTH_PATIENTS", int, 2)
+        self._told = {"epochs": epochs, "iterations": iterations, "probability": probability,
+                      "warm_up": warm_up, "no_reflow_share": share, "seed": self.seed,
+                      "patients": self.patients}
         if epochs is not None:
             self.num_epochs = epochs
             self.save_every = min(self.save_every, max(1, epochs // 10))
@@ -92,7 +94,7 @@ class LGESynthTrainer(nnUNetTrainer):
 
     def run_training(self):
         try:
-            with _sigterm_as_exit(), self._in_one_sentence():
+            with sigterm_as_exit(), self._in_one_sentence():
                 super().run_training()
         finally:
             self._stop_synthesis()
@@ -153,7 +155,7 @@ class LGESynthTrainer(nnUNetTrainer):
     def on_train_start(self):
         super().on_train_start()
         self._origin = {"device": machine(self.device.type), "versions": versions(),
-                        "split": self._split}
+                        "split": self._split, "told": self._told}
         _drop_rows_from(self._rows_file, self.current_epoch)
 
     @property
@@ -219,26 +221,6 @@ class LGESynthTrainer(nnUNetTrainer):
             draw_epochs(_rows(folder / LOG_FILE), folder / FIGURE)
         except OSError as error:
             warnings.warn(f"No {FIGURE} ({error}).", stacklevel=2)
-
-
-@contextmanager
-def _sigterm_as_exit():
-    """Within this SIGTERM (a cluster's time limit, `kill`) ends the training as Ctrl-C would, with
-    all its processes. By default Python would leave nnU-Net's workers behind, waiting for ever."""
-    if threading.current_thread() is not threading.main_thread():    # no other may set a handler
-        yield
-        return
-    training = os.getpid()
-
-    def end(number, _):
-        if os.getpid() != training:      # a forked worker, which has nothing to put in order
-            os._exit(128 + number)
-        raise SystemExit(128 + number)
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _drop_rows_from(path: Path, epoch: int) -> None:

@@ -84,6 +84,14 @@ def fold(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A toy dataset that `toy_benchmark.go` benchmarks."""
+    from toy_benchmark import write_workspace
+
+    return write_workspace(tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def log():
     """What a user was told: hand its `append` on."""
     return []

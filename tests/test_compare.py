@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from nnunet_lgesynth.benchmark.arms import CLASSES, PER_RUN, Arm
-from nnunet_lgesynth.benchmark.compare import compare, training_rows
+from nnunet_lgesynth.benchmark.compare import compare, mixed_generators, training_rows
 from nnunet_lgesynth.benchmark.verdict import verdict
 from nnunet_lgesynth.config import UserError
 
@@ -31,7 +31,7 @@ def case(arm, name, dice, seed=0, scar=True, found=True, no_reflow=None, burdens
     slices = burdens or [[0, 0.2 * scar, 0.2 * found], [1, 0.0, 0.0]]
     return {"arm": arm, "fold": fold, "seed": seed, "case": name, "split": split, "preset": None,
             "dice": dice, "dice_tp": dice if scar else None, "no_reflow_dice": no_reflow,
-            "volume_error_percent": -2.0, "has_scar": scar, "found_scar": found, "slices": slices}
+            "has_scar": scar, "found_scar": found, "slices": slices}
 
 
 def number(found, arm, metric):
@@ -132,6 +132,10 @@ def test_the_real_slices_own_pass_rate_is_that_of_the_reference_over_slices():
     found = compare(rows, CONTEXT)
     assert (number(found, "real", "qc_pass_real")["value"],
             number(found, "real", "qc_pass_real")["n"]) == (0.5, 4)
+    again = [{**rows[0], "seed": 1, "scar_slices": [[0, 0.1], [1, 0.1], [2, 0.1]]}]
+    found = compare([*rows, *again], CONTEXT)          # of two seeds, three slices by one half each
+    assert (number(found, "real", "qc_pass_real")["value"],
+            number(found, "real", "qc_pass_real")["n"]) == (0.25, 4)
     assert not [r for r in found.rows if r["metric"] == "qc_pass_real" and r["arm"] != "real"]
 
 
@@ -161,6 +165,63 @@ def test_a_run_that_lacks_patients_costs_neither_means_nor_spread():
     for metric in ("slice_auroc", "specificity", "accuracy"):
         assert number(found, "real", metric)["value"] is not None
     assert number(found, "real", "dice_seed_std")["value"] == 0        # the same in both seeds
+
+
+def test_counts_add_up_to_the_patients_however_many_seeds_each_has():
+    rows = [case("real", f"p{i}", 0.5, seed, scar=i < 2, found=seed > 0) for i in range(4)
+            for seed in range(3) if seed == 0 or i < 3]
+    found = compare(rows, CONTEXT, 50)
+    counts = {c: number(found, "real", c)["value"] for c in ("tn", "fp", "fn", "tp")}
+    assert counts == pytest.approx({"tn": 4 / 3, "fp": 2 / 3, "fn": 2 / 3, "tp": 4 / 3})
+    assert sum(counts.values()) == pytest.approx(4)
+    assert any("Not every patient has every seed in real" in told for told in found.verdict)
+    assert not any("Not every" in told for told in compare(cohort(0.1), CONTEXT, 50).verdict)
+
+
+def test_a_difference_tells_the_seeds_it_is_made_of_and_their_spread():
+    rows = [case(arm, f"p{i}", 0.5 + gain * seed, seed) for i in range(4)
+            for arm, gain, seeds in (("real", 0.0, (0, 1)), ("paint", 0.1, (0, 1, 2)))
+            for seed in seeds]
+    found = compare(rows, CONTEXT, 50)
+    assert number(found, "paint", "dice_tp")["seeds"] == [0, 1, 2]
+    assert number(found, "paint", "dice_tp_diff_vs_real")["seeds"] == [0, 1]
+    spread = number(found, "paint", "dice_tp_diff_seed_std_vs_real")
+    assert spread["n"] == 2
+    assert spread["value"] == pytest.approx(np.std([0.0, 0.1], ddof=1), abs=1e-6)
+    assert number(found, "paint", "slice_auroc_diff_seed_std_vs_real")["value"] == 0
+    one = compare([r for r in rows if (r["arm"], r["seed"]) not in (("real", 1), ("paint", 0))]
+                  + [case("real", f"p{i}", 0.4, 2) for i in range(4)], CONTEXT, 50)
+    assert number(one, "paint", "dice_tp_diff_vs_real")["seeds"] == [2]
+    assert "One seed: the spread between seeds is not known." in one.verdict
+
+
+def test_the_headline_names_what_was_tested_alone():
+    assert compare(cohort(0.0), CONTEXT, 200).verdict[0] == (
+        "No evidence: no difference from real is shown in Dice-TP, slice AUROC.")
+    cored = [{**r, "no_reflow_dice": 0.1} for r in cohort(0.0)]
+    assert "Dice-TP, no-reflow Dice, slice AUROC." in compare(cored, CONTEXT, 200).verdict[0]
+
+
+def test_what_the_filter_alone_shows_is_told_below_the_headline():
+    rows = cohort(0.0) + [{**r, "arm": r["arm"] + "+filter"} for r in cohort(0.2)]
+    found = compare(rows, CONTEXT, 200).verdict
+    assert found[0].startswith("No evidence")
+    assert any(told.startswith("After the volume filter, corrected among filtered arms: Helps: "
+                               "paint+filter, Dice-TP +0.") for told in found)
+
+
+def test_arms_of_few_patients_need_no_real_with_all():
+    rows = [{**r, "arm": {"real": "real:n=20", "paint": "paint:n=20"}[r["arm"]]}
+            for r in cohort(0.2)]
+    assert compare(rows, CONTEXT, 200).verdict[0].startswith("Helps: paint:n=20, Dice-TP +0.")
+
+
+def test_seeds_of_different_generators_are_no_seeds_of_one_arm():
+    def trained(seed, *hashes):
+        return {"arm": "lgesynth", "fold": 0, "seed": seed, "generators": list(hashes)}
+    assert mixed_generators([trained(0, "a"), trained(1, "a"), trained(2)]) == []
+    told, = mixed_generators([trained(0, "a"), trained(1, "b")])
+    assert told.startswith("lgesynth, fold 0: its trainings drew from 2 generators (a, b)")
 
 
 def test_slice_auroc_and_counts_are_per_seed_then_averaged():

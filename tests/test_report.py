@@ -24,7 +24,7 @@ def case_rows():
             rows.append({
                 "arm": arm, "fold": 0, "seed": 0, "case": f"<p{i}>", "split": "validation",
                 "preset": None, "dice": dice, "dice_tp": dice if scar else None,
-                "no_reflow_dice": None, "volume_error_percent": 1.0, "has_scar": scar,
+                "no_reflow_dice": None, "has_scar": scar,
                 "found_scar": True, "slices": [[0, 0.2 * scar, 0.3], [1, 0.0, 0.1]],
                 "true_percent": 10.0 * scar, "predicted_percent": 11.0, "true_ml": 1.0,
                 "predicted_ml": 2.0})
@@ -41,7 +41,7 @@ TRAINING = {"arm": "paint", "fold": 0, "seed": 0, "epochs": 3, "injected_fractio
 def report():
     rows = case_rows()
     return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)},
-                  {"fold 0": "6 patients."}, {"fold 0": rows},
+                  {"fold 0": ["6 patients."]}, {"fold 0": rows},
                   [TRAINING], ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"}, "2 cores",
                   "2026-01-01")
 
@@ -67,6 +67,21 @@ def test_it_holds_verdict_arms_differences_trainings_cases_and_provenance(report
     # forests of Dice-TP and slice AUROC, three pairs, four volumes
     assert text.count("<svg") == 2 + 3 + 4
     assert "currentColor" in text
+
+
+def test_who_lacks_a_surface_distance_is_counted_and_every_earlier_statement_told(report, tmp_path):
+    """An arm that misses the hardest scars has the better distances of those it finds."""
+    rows = [{**row, "hd95_mm": 9.5 if row["case"] in ("<p0>", "<p1>") else None}
+            for row in case_rows()]
+    text = write_report(tmp_path / "report.html", replace(
+        report, comparisons={"fold 0": compare(rows, CONTEXT, 30)},
+        before={"fold 0": ["of two arms.", "of three arms."]})).read_text()
+    everything = text[text.index("All metrics"):]
+    cell = r"HD95<small>mm</small></td><td>9\.500<small>[^<]*\(n = 2\)"
+    assert re.search(cell, everything)
+    assert "<td>HD95, mm</td><td>+0.000</td>" in text
+    for said in ("of two arms.", "of three arms."):
+        assert f"Stated before each run: {said}" in text
 
 
 def test_text_from_files_is_escaped(report, tmp_path):
@@ -104,7 +119,7 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
             for row in case_rows() if row["arm"] == "real"]
     comparison = compare(rows, CONTEXT, 30)
     text = write_report(tmp_path / "report.html", Report(
-        "All", {"fold 0": comparison}, {"fold 0": "6 patients can show little."},
+        "All", {"fold 0": comparison}, {"fold 0": ["6 patients can show little."]},
         {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], {}, "", "")).read_text()
     for heading in ("Differences from real", "Each patient, paired", "Dose", "Scar volume",
                     "AHA segments", "All metrics"):
@@ -120,7 +135,7 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
     write_report(tmp_path / "without.html", Report(
         "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], {}, "", ""))
     corrected = {reference: re.findall(rf"<td>lgesynth:n=20 − {reference}</td><td>Dice-TP</td>"
-                                       r"(?:<td>[^<]*</td>){3}<td>([^<]*)</td>", text)
+                                       r"(?:<td>[^<]*</td>){4}<td>([^<]*)</td>", text)
                  for reference in ("real:n=20", "real")}
     assert float(corrected["real:n=20"][0]) <= 1 and corrected["real"] == ["–"]
     for metric, name in (("segment_kappa", "weighted kappa"), ("lesion_f1", "lesion-wise F1"),

@@ -19,6 +19,7 @@ Of each slice's heart the largest connected part counts; stray voxels have no co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -99,7 +100,7 @@ class Anatomy:
         """(row, column) of the LV, one for the stack."""
         return tuple(self.centre[self.covered].mean(axis=0))
 
-    @property
+    @cached_property
     def radius(self) -> float:
         """Of the middle of the wall in mm, as if it were round; mean over the stack."""
         areas = (self.wall / 2 + self.cavity)[self.covered].sum(axis=(1, 2))

@@ -69,14 +69,16 @@ PER_PATIENT: dict[str, Callable[[dict], float | None]] = {
     "volume_mae_ml": _absolute(_off("ml")), "volume_bias_ml": _off("ml"),
     "no_reflow_mae_ml": _absolute(_off("ml", "no_reflow_")),
     "no_reflow_bias_ml": _off("ml", "no_reflow_"),
+    "no_reflow_mae_percent": _absolute(_off("percent", "no_reflow_")),
+    "no_reflow_bias_percent": _off("percent", "no_reflow_"),
     "transmurality_mae": _where_scarred(_absolute(_off("transmurality"))),
     "segment_mae_percent": _segment_error, "segment_jaccard": _jaccard}
 PER_RUN = ("slice_auroc", "patient_auroc", "accuracy", "balanced_accuracy", "sensitivity",
            "specificity", "slice_accuracy", "slice_balanced_accuracy", "slice_sensitivity",
            "slice_specificity", "lesion_f1", "segment_kappa")
 UNITS = {**dict.fromkeys((*PER_PATIENT, *PER_RUN), "fraction"), "hd95_mm": "mm", "asd_mm": "mm",
-         **dict.fromkeys(("volume_mae_percent", "volume_bias_percent", "segment_mae_percent"),
-                         "% of wall"),
+         **dict.fromkeys(("volume_mae_percent", "volume_bias_percent", "no_reflow_mae_percent",
+                          "no_reflow_bias_percent", "segment_mae_percent"), "% of wall"),
          **dict.fromkeys(("volume_mae_ml", "volume_bias_ml", "no_reflow_mae_ml",
                           "no_reflow_bias_ml"), "mL")}
 
@@ -109,17 +111,23 @@ class Arm:
         """(n,) means over runs; NaN where the metric is undefined for the patient."""
         return nanmean(self.values[metric], 1)
 
-    def per_run(self, metric: str, common: bool = False) -> np.ndarray:
-        """(R,) of each run alone, over the patients of all runs if `common`; NaN where undefined.
-        """
-        use = np.ones(len(self.cases), bool) if not common else ~np.isnan(self.found).any(axis=1)
+    @property
+    def common(self) -> np.ndarray:
+        """(n,) bool: predicted in every run."""
+        return ~np.isnan(self.found).any(axis=1)
+
+    def per_run(self, metric: str, among: np.ndarray | None = None) -> np.ndarray:
+        """(R,) of each run alone, over all patients or those `among` them (n,) bool; NaN where
+        undefined."""
+        use = np.ones(len(self.cases), bool) if among is None else among
         if metric in PER_PATIENT:
             return nanmean(self.values[metric][use], 0)
         return np.array([_ratio(metric, use.astype(float), s) for s in self.sums])
 
     def counts(self, name: str, of: str = "patient") -> float:
-        """tn, fp, fn or tp over patients or slices, mean over runs."""
-        return float(np.mean([s[of, name].sum() for s in self.sums]))
+        """tn, fp, fn or tp over patients or slices; of each patient the mean over its runs."""
+        runs = (~np.isnan(self.found)).sum(axis=1)
+        return float((np.sum([s[of, name] for s in self.sums], axis=0) / runs).sum())
 
     def resampled(self, metric: str, patients: np.ndarray) -> np.ndarray:
         """A run's metric, mean over runs, for resamples (..., any) of patient indices -> (...)."""

@@ -5,7 +5,8 @@ whole run (AUROC, accuracies) are taken per seed and then averaged. Intervals ar
 bias-corrected and accelerated (BCa) bootstrap over patients (Efron 1987). A difference uses only
 the patients and seeds both arms have; its p value flips, patient by patient, which arm is which
 (for a mean: the sign of the difference). `<metric>_seed_std` is the standard deviation of the
-per-seed values, kept apart from the interval, which says nothing about seeds.
+per-seed values, kept apart from the interval, which says nothing about seeds; that of the
+differences is `<metric>_diff_seed_std_vs_<reference>`.
 
 The verdict rests on the primary metrics alone, their p values corrected by Holm's method over arms
 and metrics (`<metric>_p_holm_vs_<reference>`); all others are not corrected. The smallest
@@ -53,7 +54,10 @@ from nnunet_lgesynth.benchmark.variants import (
 from nnunet_lgesynth.benchmark.verdict import PRIMARY, tests_of, verdict
 from nnunet_lgesynth.config import QCConfig, UserError
 
-__all__ = ["Comparison", "compare", "mean_difference", "number_row", "training_rows"]
+__all__ = ["Comparison", "compare", "mean_difference", "mixed_generators", "number_row",
+           "training_rows"]
+
+FLIPS_A_RESAMPLE = 5       # p values must stand a correction for many arms, intervals need not
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,19 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     cases : per-case rows (`collect.collect_cases`) of one split.
     context : every number row's benchmark, dataset, split and command; device, versions and date
         are those of the rows a number is made of.
-    resamples : of the bootstrap, and of the permutation test where it is not exhaustive.
+    resamples : of the bootstrap; permutation tests that are not exhaustive take five times as many.
     """
     by_arm: dict[str, list[dict]] = {}
     for row in mark_small(cases):
         by_arm.setdefault(row["arm"], []).append(row)
     if not by_arm:
         raise UserError("There are no per-case rows to compare; name a finished fold and seed.")
-    rows, patients = [], []
+    rows, patients, uneven = [], [], []
     tests = tests_of(by_arm)
     for name, arm_rows in by_arm.items():
         arm, about = Arm.of(arm_rows), _about(name, arm_rows, context)
         rows += _arm_rows(arm, about, resamples)
+        uneven += [name] * (not arm.common.all() and not name.endswith(FILTERED))
         patients += [{"arm": name, "case": case,
                       **{m: finite(arm.per_patient(m)[i]) for m in PER_PATIENT}}
                      for i, case in enumerate(arm.cases)]
@@ -97,7 +102,9 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
                 rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples,
                                          tests if reference == corrected else None)
     rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
-    return Comparison(rows, patients, verdict(rows))
+    notes = [f"Not every patient has every seed in {', '.join(uneven)}: AUROCs, accuracies and the "
+             "like weigh patients by their seeds there."] * bool(uneven)
+    return Comparison(rows, patients, [*verdict(rows), *notes])
 
 
 def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
@@ -121,10 +128,19 @@ def training_rows(summaries: Iterable[dict], context: dict) -> list[dict]:
     return rows
 
 
+def mixed_generators(summaries: Iterable[dict]) -> list[str]:
+    """A sentence for each arm and fold whose trainings drew from different generators."""
+    used: dict[tuple, set[str]] = {}
+    for s in summaries:
+        used.setdefault((s["arm"], s["fold"]), set()).update(s.get("generators", ()))
+    return [f"{arm}, fold {fold}: its trainings drew from {len(found)} generators "
+            f"({', '.join(sorted(found))}), so they are not one arm's seeds."
+            for (arm, fold), found in used.items() if len(found) > 1]
+
+
 def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
     rows = []
     for metric in UNITS:
-        per_run = _present(arm.per_run(metric, common=True))
         if metric in PER_PATIENT:
             values = _present(arm.per_patient(metric))
             value, n = values.mean() if values.size else np.nan, values.size
@@ -134,8 +150,8 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
         rows.append(number_row(about, metric, value, *bounds, n=n))
         if len(arm.sums) > 1:
-            spread = per_run.std(ddof=1) if per_run.size > 1 else np.nan
-            rows.append(number_row(about, f"{metric}_seed_std", spread, n=per_run.size))
+            spread, runs = _spread(arm.per_run(metric, arm.common))
+            rows.append(number_row(about, f"{metric}_seed_std", spread, n=runs))
     for of in ("patient", "slice"):
         for count in COUNTS:
             name = count if of == "patient" else f"slice_{count}"
@@ -146,9 +162,13 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
 
 def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
     """`qc_pass_real`: share of real scar slices in which the real-only model reaches the Dice that
-    the quality control asks of samples; it bounds what a generator can be held to."""
-    found = [overlap for row in rows for _, overlap in row.get("scar_slices", [])]
-    passed = np.mean(np.array(found) >= QCConfig().min_dice) if found else np.nan
+    the quality control asks of samples, mean over seeds; it bounds what a generator can be held to.
+    """
+    found: dict[tuple, list[bool]] = {}
+    for row in rows:
+        for z, overlap in row.get("scar_slices", []):
+            found.setdefault((row["case"], z), []).append(overlap >= QCConfig().min_dice)
+    passed = np.mean([np.mean(seeds) for seeds in found.values()]) if found else np.nan
     return [number_row(about, "qc_pass_real", passed, n=len(found))]
 
 
@@ -162,8 +182,10 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             for r in group if (r["case"], run_of(r)) in shared]
     if not both:
         return []
+    about = {**about, "seeds": sorted({r["seed"] for r in both})}
     arm = Arm.of(both)               # the reference's patients first, then the arm's
     n = len(arm.cases) // 2
+    halves = [arm.common & (np.arange(2 * n) // n == side) for side in (0, 1)]
     found = []
     for metric in UNITS:
         if metric in PER_PATIENT:
@@ -178,6 +200,10 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
         else:
             value, bounds, p, count = _run_difference(arm, metric, n, resamples)
         found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
+        if len(arm.sums) > 1:
+            spread, runs = _spread(arm.per_run(metric, halves[1]) - arm.per_run(metric, halves[0]))
+            found.append(number_row(about, f"{metric}_diff_seed_std_vs_{reference}", spread, n=runs,
+                                    unit=UNITS[metric]))
         found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
     return [*found, *_share_rows(arm, n, reference, about, both),
             *_detection_rows(arm, n, reference, about, both)]
@@ -235,7 +261,9 @@ def _run_difference(arm: Arm, metric: str, n: int, resamples: int):
     patients = np.arange(n)
     bounds = interval(n, lambda i: difference(i + n, i), resamples)
     value = float(difference(patients + n, patients))
-    p = flip_p((patients + n, patients), difference, resamples) if np.isfinite(value) else np.nan
+    p = np.nan
+    if np.isfinite(value):
+        p = flip_p((patients + n, patients), difference, FLIPS_A_RESAMPLE * resamples)
     return value, bounds, p, n
 
 
@@ -258,6 +286,12 @@ def number_row(about: dict, metric: str, value: float, low: float | None = None,
             "unit": unit or UNITS.get(base, "fraction"),
             **{k: about[k] for k in ("dataset", "split", "device", "seeds", "preset", "command",
                                      "versions", "date")}}
+
+
+def _spread(runs: np.ndarray) -> tuple[float, int]:
+    """Standard deviation of the runs that are defined, and how many they are."""
+    runs = _present(runs)
+    return (runs.std(ddof=1) if runs.size > 1 else np.nan), runs.size
 
 
 def _present(values: np.ndarray) -> np.ndarray:

@@ -6,17 +6,25 @@ a time in this process: short-axis stacks are small, and no worker processes hav
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.discovery import add_to_environment
 
 __all__ = ["external_cases", "predict_external"]
 
+GEOMETRY_TOLERANCE = 1e-3      # mm, and of direction cosines; headers are rounded
+
 
 def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
-    """Identifiers of the test cases: every label file, each with its first channel's image."""
+    """Identifiers of the test cases: every label file, each with its first channel's image, which
+    must lie as the labels do: distances and volumes are measured in the labels' spacing."""
     cases = sorted(p.name.removesuffix(ending) for p in Path(labels).glob(f"*{ending}"))
     if not cases:
         raise UserError(f"--labels {labels} holds no *{ending}; give the folder of label files.")
@@ -24,7 +32,28 @@ def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
     if missing:
         raise UserError(f"--images {images} lacks {missing[0]}_0000{ending} (and "
                         f"{len(missing) - 1} more); name images as nnU-Net does.")
+    for case in cases:
+        label, image = Path(labels) / f"{case}{ending}", Path(images) / f"{case}_0000{ending}"
+        for what, one, other in zip(("size", "spacing", "direction"), _lies(label), _lies(image)):
+            if len(one) != len(other) or not np.allclose(one, other, atol=GEOMETRY_TOLERANCE):
+                raise UserError(f"{label} has the {what} {_told(one)}, its image {image} "
+                                f"{_told(other)}; correct the one that is wrong.")
     return cases
+
+
+def _lies(path: Path) -> tuple[tuple[float, ...], ...]:
+    """Size, spacing in mm and direction of an image file, from its header."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read as an image; write it anew.") from error
+    return reader.GetSize(), reader.GetSpacing(), reader.GetDirection()
+
+
+def _told(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v + 0.0:g}" for v in values) + ")"
 
 
 def predict_external(folders: Sequence[Path], images: Path, cases: list[str], out: Path,
@@ -44,7 +73,9 @@ def predict_external(folders: Sequence[Path], images: Path, cases: list[str], ou
     predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
         str(folders[0].parent), use_folds=tuple(f.name.removeprefix("fold_") for f in folders))
-    files = [[str(Path(images) / f"{case}_{i:04d}{ending}") for i in range(channels)]
-             for case in missing]
-    predictor.predict_from_files_sequential(files, [str(out / case) for case in missing])
+    with tempfile.TemporaryDirectory(dir=out) as partial:      # a kill leaves no half prediction
+        for case in missing:
+            files = [str(Path(images) / f"{case}_{i:04d}{ending}") for i in range(channels)]
+            predictor.predict_from_files_sequential([files], [str(Path(partial) / case)])
+            os.replace(Path(partial) / f"{case}{ending}", out / f"{case}{ending}")
     return out

@@ -35,15 +35,18 @@ def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
     different ones as far as they go.
 
     After a failure the jobs that run are awaited, none is started, and `UserError` names the log.
+    Where this process is told to end, they are told so, too.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    running: set[subprocess.Popen] = set()
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
     for slot in range(max(1, parallel)):
         slots.put({VISIBLE: gpus[slot % len(gpus)]} if gpus else {})
     with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not jobs) as bar:
         for stage in sorted({job.stage for job in jobs}):
             with ThreadPoolExecutor(max(1, parallel)) as pool:
-                waiting = [pool.submit(_run_job, j, logs, slots) for j in jobs if j.stage == stage]
+                waiting = [pool.submit(_run_job, j, logs, slots, running)
+                           for j in jobs if j.stage == stage]
                 try:
                     for done in as_completed(waiting):
                         job = done.result()
@@ -51,12 +54,16 @@ def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
                             record(job.training)
                         bar.set_postfix_str(job.name)
                         bar.update()
-                finally:
+                except BaseException as error:
                     for future in waiting:
                         future.cancel()
+                    if not isinstance(error, Exception):       # Ctrl-C, SIGTERM
+                        for process in list(running):
+                            process.terminate()
+                    raise
 
 
-def _run_job(job: Job, logs: Path, slots: SimpleQueue) -> Job:
+def _run_job(job: Job, logs: Path, slots: SimpleQueue, running: set[subprocess.Popen]) -> Job:
     log, slot = logs / f"{job.name}.log", slots.get()
     # what the shell sets for single trainings must not change an arm unseen
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("LGESYNTH_")}
@@ -64,8 +71,11 @@ def _run_job(job: Job, logs: Path, slots: SimpleQueue) -> Job:
         with open(log, "a") as file:
             file.write(f"$ {job.line()}\n")
             file.flush()
-            code = subprocess.run(job.argv, env={**inherited, **slot, **job.env}, stdout=file,
-                                  stderr=subprocess.STDOUT, check=False).returncode
+            with subprocess.Popen(job.argv, env={**inherited, **slot, **job.env}, stdout=file,
+                                  stderr=subprocess.STDOUT) as process:
+                running.add(process)
+                code = process.wait()
+                running.discard(process)
     finally:
         slots.put(slot)
     if code:

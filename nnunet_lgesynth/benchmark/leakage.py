@@ -20,7 +20,7 @@ from nnunet_lgesynth.judge.checkpoint import validated_cases
 from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.store import read_manifest
 
-__all__ = ["refuse_known_images", "refuse_leaky_training"]
+__all__ = ["refuse_known_images", "refuse_leaky_training", "refuse_other_run"]
 
 
 def refuse_leaky_training(training: Training, fold: Fold) -> None:
@@ -39,6 +39,24 @@ def refuse_leaky_training(training: Training, fold: Fold) -> None:
         raise UserError(f"{log} is of another split (hash {other[0]}, now {fold.split_hash}), so "
                         f"{training.folder} may have trained on validation cases of fold "
                         f"{fold.fold}; remove that folder and run again.")
+
+
+def refuse_other_run(training: Training) -> None:
+    """Refuse a training whose log was told something else than its arm: a variable of the shell
+    changed it unseen."""
+    log = training.folder / "lgesynth.jsonl"
+    rows = read_rows(log)
+    told = rows[-1].get("told") if rows else None          # logs of earlier versions lack it
+    if told is None:
+        return
+    wanted = {name: getattr(training.recipe, name) for name in told if name != "seed"}
+    wanted["seed"] = training.seed
+    other = [f"{name} {told[name]}, not {wanted[name]}" for name in told
+             if told[name] != wanted[name]]
+    if other:
+        raise UserError(f"By {log} the training of arm {training.arm}, fold {training.fold}, was "
+                        f"run with {'; '.join(other)} (None: nothing told); unset the LGESYNTH_ "
+                        f"variables of your shell, remove {training.folder} and run again.")
 
 
 def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fold]) -> None:

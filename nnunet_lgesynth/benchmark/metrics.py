@@ -63,7 +63,6 @@ def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[fl
         raise UserError(f"Truth {truth.shape} and prediction {prediction.shape} differ in shape; "
                         "predict on the images that belong to these labels.")
     true_scar, predicted_scar = np.isin(truth, roles.scars), np.isin(prediction, roles.scars)
-    true_percent, predicted_percent = _percent(truth, roles), _percent(prediction, roles)
     overlap = dice(true_scar, predicted_scar)
     hd95, asd = surface_distances(true_scar, predicted_scar, spacing)
     return {
@@ -72,11 +71,9 @@ def case_metrics(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[fl
         "no_reflow_dice": _no_reflow_dice(truth, prediction, roles),
         "hd95_mm": hd95, "asd_mm": asd,
         "true_voxels": int(true_scar.sum()), "predicted_voxels": int(predicted_scar.sum()),
-        "true_percent": true_percent, "predicted_percent": predicted_percent,
+        "true_percent": _percent(truth, roles), "predicted_percent": _percent(prediction, roles),
         **_millilitres("", true_scar, predicted_scar, spacing),
-        **(_millilitres("no_reflow_", truth == roles.no_reflow, prediction == roles.no_reflow,
-                        spacing) if roles.no_reflow is not None else {}),
-        "volume_error_percent": predicted_percent - true_percent,
+        **(_no_reflow(truth, prediction, roles, spacing) if roles.no_reflow is not None else {}),
         "has_scar": bool(true_scar.any()), "found_scar": bool(predicted_scar.any()),
         "slices": slice_burdens(truth, prediction, roles),
         "scar_slices": _scar_slices(true_scar, predicted_scar),
@@ -134,9 +131,20 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _percent(labels: np.ndarray, roles: Roles) -> float:
+def _percent(labels: np.ndarray, roles: Roles, values: Sequence[int] | None = None) -> float:
+    """Share of the wall that is scar, or has one of `values`."""
     wall = int(np.isin(labels, roles.wall).sum())
-    return 100.0 * int(np.isin(labels, roles.scars).sum()) / wall if wall else 0.0
+    scar = int(np.isin(labels, roles.scars if values is None else values).sum())
+    return 100.0 * scar / wall if wall else 0.0
+
+
+def _no_reflow(truth: np.ndarray, prediction: np.ndarray, roles: Roles,
+               spacing: Sequence[float]) -> dict[str, float]:
+    only = [roles.no_reflow]
+    return {**_millilitres("no_reflow_", truth == roles.no_reflow, prediction == roles.no_reflow,
+                           spacing),
+            "no_reflow_true_percent": _percent(truth, roles, only),
+            "no_reflow_predicted_percent": _percent(prediction, roles, only)}
 
 
 def _millilitres(of: str, truth: np.ndarray, prediction: np.ndarray,

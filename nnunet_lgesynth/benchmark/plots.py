@@ -25,7 +25,7 @@ WORST_SEGMENT = 50.0    # points of its wall, the darkest of the bull's-eye
 
 def forest(rows: list[dict]) -> str:
     """Differences of the primary metrics with their intervals, an arm a line."""
-    shown = [(metric, [(r["arm"], r) for r in rows if r["value"] is not None
+    shown = [(metric, [(_against(r["arm"]), r) for r in rows if r["value"] is not None
                        and r["metric"] == f"{metric}_diff_vs_{reference_of(r['arm'])}"])
              for metric in PRIMARY]
     figures = [_figure(plot(_draw_forest(PRIMARY[metric], lines), f"forest {metric}",
@@ -33,7 +33,12 @@ def forest(rows: list[dict]) -> str:
                for metric, lines in shown if lines]
     return _plots("Differences from real", figures,
                   "Mean over patients and its 95 % interval; right of the line is better. Filtered "
-                  "arms are compared with filtered real.")
+                  "arms are compared with filtered real, arms of n patients with real of as many.")
+
+
+def _against(arm: str) -> str:
+    reference = reference_of(arm)
+    return arm if reference.removesuffix(FILTERED) == REFERENCE else f"{arm}\n− {reference}"
 
 
 def paired(patients: list[dict]) -> str:

@@ -22,12 +22,18 @@ def smallest_effects(truths: Sequence[Path], roles: Roles, arms: Sequence[str]) 
     scarred = sum(bool(np.isin(found, roles.scars).any()) for found in labels)
     holding = 0 if roles.no_reflow is None else sum(bool((f == roles.no_reflow).any())
                                                     for f in labels)
+    counted = f"{len(labels)} patients, {scarred} with scar, {holding} with no-reflow; "
     tests = tests_of(arms)
-    parts = [f"{size:.2f} in {PRIMARY[metric]}" for metric, n in (
-        ("dice_tp", scarred), ("no_reflow_dice", holding))
-        if (size := detectable(n, tests)) is not None]
-    return (f"{len(labels)} patients, {scarred} with scar, {holding} with no-reflow; "
-            + (f"of the {tests} tests of primary metrics each finds, with {POWER:.0%} power after "
-               f"correction, a mean difference of at least {' and '.join(parts)} (in standard "
-               "deviations of the patients' differences)." if parts else
-               "too few to show any difference."))
+    if not tests:
+        return counted + "no arm is compared with another."
+    sizes = {PRIMARY[metric]: detectable(n, tests) for metric, n in (
+        ("dice_tp", scarred), ("no_reflow_dice", holding))}
+    shown = [f"{size:.2f} in {name}" for name, size in sizes.items() if size is not None]
+    few = [name for name, size in sizes.items() if size is None]
+    if not shown:
+        return counted + f"too few to show any difference in {' or '.join(few)}."
+    return (counted + f"of the {tests} tests of primary metrics each finds, with {POWER:.0%} power "
+            f"after correction, a mean difference of at least {' and '.join(shown)} (in standard "
+            "deviations of the patients' differences)"
+            + f"; too few to show any in {few[0]}" * bool(few)
+            + f". For {PRIMARY['slice_auroc']} no such size is known.")

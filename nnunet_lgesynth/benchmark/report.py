@@ -36,16 +36,18 @@ NAMES = {
     "asd_mm": "average surface distance", "volume_mae_percent": "volume error",
     "volume_bias_percent": "volume bias", "volume_mae_ml": "volume error",
     "volume_bias_ml": "volume bias", "no_reflow_mae_ml": "no-reflow volume error",
-    "no_reflow_bias_ml": "no-reflow volume bias", "transmurality_mae": "transmurality error",
+    "no_reflow_bias_ml": "no-reflow volume bias",
+    "no_reflow_mae_percent": "no-reflow volume error",
+    "no_reflow_bias_percent": "no-reflow volume bias", "transmurality_mae": "transmurality error",
     "segment_mae_percent": "AHA segments, error of their scar",
     "segment_jaccard": "AHA segments with scar, Jaccard index",
     "segment_kappa": "AHA segments, weighted kappa of five classes", "lesion_f1": "lesion-wise F1",
     "patient_auroc": "patient AUROC over scar volume",
     **{f"{of}{name}": f"{of.replace('_', ' ')}{name.replace('_', ' ')}" for of in ("", "slice_")
        for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")}}
-DIFFERENCES = (*ARM_COLUMNS, "dice_tp_small")
-DIFFERENCE_COLUMNS = ("metric", "value", "95 % interval", "p", "p, corrected", "detectable",
-                      "patients")
+DIFFERENCES = (*ARM_COLUMNS, "dice_tp_small", "hd95_mm", "asd_mm")
+DIFFERENCE_COLUMNS = ("metric", "value", "95 % interval", "± seeds", "p", "p, corrected",
+                      "detectable", "patients")
 CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed", "dice": "Dice",
                 "no_reflow_dice": "no-reflow Dice", "true_percent": "true % of wall",
                 "predicted_percent": "predicted % of wall", "true_ml": "true mL",
@@ -56,14 +58,14 @@ CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed",
 class Report:
     """All that a report shows.
 
-    `comparisons` maps a split's title to its `Comparison`, `before` to what was stated before the
+    `comparisons` maps a split's title to its `Comparison`, `before` to what was stated before each
     run; `cases` are its unfiltered per-case rows, `pictures` maps captions to PNG files, which are
     embedded.
     """
 
     title: str
     comparisons: dict[str, Comparison]
-    before: dict[str, str]
+    before: dict[str, list[str]]
     cases: dict[str, list[dict]]
     trainings: list[dict]
     commands: list[str]
@@ -78,7 +80,7 @@ def write_report(path: str | Path, report: Report) -> Path:
     path = Path(path)
     parts = [f'<p class="soft">{escape(report.date)} · {escape(report.machine)}</p>']
     for split, comparison in report.comparisons.items():
-        parts += _split(split, comparison, report.before.get(split, ""), report.cases[split])
+        parts += _split(split, comparison, report.before.get(split, []), report.cases[split])
     rows = [r for c in report.comparisons.values() for r in c.rows]
     parts += [_trainings(report.trainings, rows), _pictures(report.pictures),
               _cases([r for rows in report.cases.values() for r in rows]),
@@ -87,14 +89,14 @@ def write_report(path: str | Path, report: Report) -> Path:
     return path
 
 
-def markdown(split: str, comparison: Comparison, before: str) -> str:
+def markdown(split: str, comparison: Comparison, before: list[str]) -> str:
     """A split's verdict, its table, and its paired differences."""
     head = ["difference", *DIFFERENCE_COLUMNS]
     lines = [f"| {' | '.join(cells)} |" for cells in (
         head, ["---"] * len(head), *([f"{arm} − {reference}", *cells] for arm, reference, cells in
                                      _difference_cells(comparison.rows)))]
     return "\n\n".join([f"## {split}", f"**{comparison.verdict[0]}**", *comparison.verdict[1:],
-                        f"Stated before the run: {before}", markdown_table(comparison.rows),
+                        *_stated(before), markdown_table(comparison.rows),
                         "\n".join(lines)]) + "\n"
 
 
@@ -103,17 +105,21 @@ def markdown_table(rows: list[dict]) -> str:
     columns = ["arm", *ARM_COLUMNS.values(), "TN FP FN TP", "patients", "seeds"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for arm, found in _by_arm(rows).items():
-        cells = [_with_interval(found.get(m)) for m in ARM_COLUMNS]
+        cells = [_with_interval(found.get(m), found.get(f"{m}_seed_std")) for m in ARM_COLUMNS]
         counts = " ".join(_count(found[c]["value"]) for c in COUNTS)
         cells += [counts, str(found["dice"]["n"]), str(len(found["dice"]["seeds"]))]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _split(split: str, comparison: Comparison, before: str, cases: list[dict]) -> list[str]:
-    stated = [f"Stated before the run: {before}"] if before else []
+def _stated(before: list[str]) -> list[str]:
+    return [f"Stated before {'the run' if len(before) == 1 else 'each run'}: {said}"
+            for said in before]
+
+
+def _split(split: str, comparison: Comparison, before: list[str], cases: list[dict]) -> list[str]:
     return [f'<section><p class="soft">{escape(split)}</p>',
-            verdict(*comparison.verdict, *stated), _arms(comparison.rows),
+            verdict(*comparison.verdict, *_stated(before)), _arms(comparison.rows),
             plots.forest(comparison.rows), _differences(comparison.rows),
             _detection(comparison.rows), plots.paired(comparison.patients),
             plots.doses(comparison.rows), plots.bland_altman(cases), plots.segments(cases),
@@ -123,13 +129,14 @@ def _split(split: str, comparison: Comparison, before: str, cases: list[dict]) -
 def _arms(rows: list[dict]) -> str:
     body = []
     for arm, found in _by_arm(rows).items():
-        cells = [_cell(found.get(m), found.get(f"{m}_seed_std")) for m in ARM_COLUMNS]
+        cells = [_cell(found, m) for m in ARM_COLUMNS]
         about = f"<td>{found['dice']['n']}</td><td>{len(found['dice']['seeds'])}</td>"
         body.append(f"<tr><td>{escape(arm)}</td>{''.join(cells)}{about}</tr>")
     head = ["arm", *ARM_COLUMNS.values(), "patients", "seeds"]
     return section("Arms", table(head, body), (
         "Means over patients of the mean over seeds; below, 95 % bootstrap interval over patients "
-        "and, after ±, standard deviation between seeds. Scar is infarct plus no-reflow; Dice-TP "
+        "and, after ±, standard deviation between seeds (on external images between folds and "
+        "seeds). Scar is infarct plus no-reflow; Dice-TP "
         "counts only patients with scar, Dice counts two empty masks as 1. Arms named +filter have "
         "scar below a fixed share of the wall removed."))
 
@@ -146,7 +153,9 @@ def _difference_cells(rows: list[dict]) -> Iterator[tuple[str, str, list[str]]]:
             continue
         bounds = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         yield arm, reference, [
-            NAMES[metric], f"{row['value']:+.3f}", bounds,
+            NAMES[metric] + (f", {UNITS[metric]}" if UNITS[metric] == "mm" else ""),
+            f"{row['value']:+.3f}", bounds,
+            number(arms[arm].get(f"{metric}_diff_seed_std_vs_{reference}", {}).get("value")),
             *(number(arms[arm].get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
               for what in ("p", "p_holm", "detectable")), str(row["n"])]
 
@@ -159,7 +168,8 @@ def _differences(rows: list[dict]) -> str:
     return section("Paired differences", table(["difference", *DIFFERENCE_COLUMNS], body), (
         "Paired by patient and seed; p from flipping the arms patient by patient, corrected (Holm) "
         "over arms and primary metrics, on which alone the verdict rests; what has no corrected p "
-        "decides nothing. Detectable: smallest "
+        "decides nothing; filtered arms are corrected among themselves. Surface distances are of "
+        "patients in whom both arms find scar. Detectable: smallest "
         "mean difference that a t-test of so many patients finds in 80 % of studies, by the spread "
         "seen here."))
 
@@ -192,7 +202,7 @@ def _everything(rows: list[dict]) -> str:
     arms, body = _by_arm(rows), []
     for metric, unit in UNITS.items():
         if any(found[metric]["value"] is not None for found in arms.values() if metric in found):
-            cells = "".join(_cell(found.get(metric), None) for found in arms.values())
+            cells = "".join(_cell(found, metric) for found in arms.values())
             body.append(f"<tr><td>{escape(NAMES[metric])}<small>{escape(unit)}</small></td>"
                         f"{cells}</tr>")
     return (f"<details><summary>All metrics ({len(body)})</summary>"
@@ -253,20 +263,28 @@ def _by_arm(rows: list[dict]) -> dict[str, dict[str, dict]]:
     return {arm: found for arm, found in arms.items() if "dice" in found}
 
 
-def _cell(row: dict | None, spread: dict | None) -> str:
+def _cell(found: dict[str, dict], metric: str) -> str:
+    """A metric of an arm with its interval, seed spread, and number of patients where not all have
+    it."""
+    row = found.get(metric)
     if row is None or row["value"] is None:
         return "<td>–</td>"
     text = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-    if spread is not None and spread["value"] is not None:
-        text += f" ± {spread['value']:.3f}"
+    text += _plus_minus(found.get(f"{metric}_seed_std"))
+    if row["n"] < found["dice"]["n"]:
+        text += f" (n = {row['n']})"
     return f"<td>{row['value']:.3f}<small>{text}</small></td>"
 
 
-def _with_interval(row: dict | None) -> str:
+def _with_interval(row: dict | None, spread: dict | None) -> str:
     if row is None or row["value"] is None:
         return "–"
     bounds = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
-    return f"{row['value']:.3f}{bounds}"
+    return f"{row['value']:.3f}{bounds}{_plus_minus(spread)}"
+
+
+def _plus_minus(spread: dict | None) -> str:
+    return "" if spread is None or spread["value"] is None else f" ± {spread['value']:.3f}"
 
 
 def _count(value: float) -> str:

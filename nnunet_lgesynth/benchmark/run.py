@@ -5,31 +5,43 @@ Everything is written below one folder:
     seed_<s>/nnUNet_results/   trainings        logs/              one file a job
     cases_<dataset>.jsonl      a row a patient  trainings_<dataset>.jsonl  a summary a training
     results.json               number rows      report.html, report.md
-    benchmark.json             settings, verdict, commands
+    benchmark.json             settings, what was stated before each run, verdict, commands
 
 A run that is interrupted goes on where it stopped, and every training is recorded as soon as it
-ends. An arm that should inject but did not is refused
-rather than reported as "no gain".
+ends. The report is of all arms that are recorded on the folds, named in this run or not: who names
+fewer must not get a milder correction. An arm that should inject but did not is refused rather than
+reported as "no gain".
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nnunet_lgesynth.benchmark.claim import FILE, alone, claim, claimed, state
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
     Records,
     Training,
     collect_cases,
     origin_of,
+    read_rows,
     training_summary,
 )
-from nnunet_lgesynth.benchmark.compare import Comparison, compare, training_rows
+from nnunet_lgesynth.benchmark.compare import (
+    Comparison,
+    compare,
+    mixed_generators,
+    training_rows,
+)
 from nnunet_lgesynth.benchmark.external import external_cases, predict_external
 from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
-from nnunet_lgesynth.benchmark.leakage import refuse_known_images, refuse_leaky_training
+from nnunet_lgesynth.benchmark.leakage import (
+    refuse_known_images,
+    refuse_leaky_training,
+    refuse_other_run,
+)
 from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
     check_generators,
@@ -40,15 +52,15 @@ from nnunet_lgesynth.benchmark.plan import (
     training_job,
     trainings,
 )
-from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.report import Report, markdown, write_report
-from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings, injects
-from nnunet_lgesynth.benchmark.variants import Variant, canonical, file_name
-from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.benchmark.settings import Settings, injects
+from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name
+from nnunet_lgesynth.config import UserError, write_json
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
+from nnunet_lgesynth.processes import sigterm_as_exit
 
-__all__ = ["benchmark", "run"]
+__all__ = ["benchmark"]
 
 
 def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
@@ -88,17 +100,18 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     check_generators(settings, opened)
     test = _external(settings, opened)
     if plan_only:
-        _claim(settings, opened, write=False)
+        claim(settings, opened, write=False)
         return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
-    return run(settings, opened, jobs)
+    with sigterm_as_exit(), alone(settings.out):
+        return _run(settings, opened, test, jobs)
 
 
-def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
+def _run(settings: Settings, folds: dict[int, Fold], test: list[str], parallel: int) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
-    test = _external(settings, folds)
-    _claim(settings, folds)
-    before = _before(settings, folds, test)
+    claim(settings, folds)
     records = Records.below(settings.out, settings.dataset)
+    everything = replace(settings, arms=(*settings.arms, *_recorded(settings, records)))
+    before = state(settings, folds, test, everything.arms)
 
     def record(training: Training) -> None:
         _record(records, training, folds[training.fold])
@@ -112,35 +125,25 @@ def run(settings: Settings, folds: dict[int, Fold], parallel: int = 1) -> dict:
     check_generators(settings, folds)
     if test:
         _record_external(settings, folds, records, test)
-    recipes = [*((arm, settings.recipe(arm)) for arm in settings.arms),
-               *((together.arm, together.recipe) for _, together in ensembles(settings))]
+    recipes = [*((arm, settings.recipe(arm)) for arm in everything.arms),
+               *((together.arm, together.recipe) for _, together in ensembles(everything))]
     rows, summaries = records.of(recipes, settings.folds)
-    rows.sort(key=lambda r: settings.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
+    rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     splits = ["validation", *["external"] * bool(test), *["ensemble"] * settings.ensemble]
     cases = {split: [r for r in rows if r["split"] == split and r["case"] in
                      (folds[r["fold"]].val if split == "validation" else test)] for split in splits}
     comparisons = {split: compare(found, _context(settings, split))
                    for split, found in cases.items() if found or split == "validation"}
-    return _write(settings, folds, comparisons, cases, summaries, before)
+    return _write(everything, settings, folds, comparisons, cases, summaries, before)
 
 
-def _before(settings: Settings, folds: dict[int, Fold], test: list[str]) -> dict[str, str]:
-    """What each split's patients can show, known from their truth and the number of arms alone;
-    told and written before anything is trained."""
-    patients = {"validation": [(f.folder.parent / "gt_segmentations", case)
-                               for f in folds.values() for case in f.val],
-                "external": [(settings.labels, case) for case in test]}
-    fold = next(iter(folds.values()))
-    found = {split: smallest_effects([folder / f"{case}{fold.dataset_json['file_ending']}"
-                                      for folder, case in paths], fold.info.roles, settings.arms)
-             for split, paths in patients.items() if paths}
-    if settings.ensemble:
-        found["ensemble"] = found["external"]
-    path = settings.out / "benchmark.json"
-    write_json(path, {**json.loads(path.read_text()), "before": found})
-    for split, sentence in found.items():
-        print(f"{_split_name(settings, split)}: {sentence}", flush=True)
-    return found
+def _recorded(settings: Settings, records: Records) -> list[str]:
+    """Further arms that are recorded on these folds with these settings."""
+    named = set(map(Variant.of, settings.arms))          # under whichever name
+    names = dict.fromkeys(r.get("arm", REFERENCE).removesuffix(FILTERED)
+                          for r in read_rows(records.cases))
+    return [name for name in names if Variant.of(name) not in named
+            and records.of([(name, settings.recipe(name))], settings.folds)[0]]
 
 
 def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
@@ -150,38 +153,6 @@ def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
     test = external_cases(settings.images, settings.labels, ending)
     refuse_known_images(settings.images, test, folds)
     return test
-
-
-def _claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
-    """Write the settings and splits, or refuse a folder that holds a benchmark with other ones."""
-    if write:
-        make_folder(settings.out)
-    path = settings.out / "benchmark.json"
-    fixed = settings.fixed()
-    splits = {f"split of fold {k}": f.split_hash for k, f in folds.items()}
-    before = _claimed(path) if path.is_file() else {}
-    changed = [f"{k} {before[k]} -> {v}" for k, v in {**fixed, **splits}.items()
-               if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
-    if changed and _holds_results(settings):
-        raise UserError(f"{settings.out} holds a benchmark with other settings "
-                        f"({', '.join(changed)}); choose another output folder with -o.")
-    if write:
-        write_json(path, {"settings": {**before, **fixed, **splits}})
-
-
-def _holds_results(settings: Settings) -> bool:
-    """Whether anything was trained or recorded that other settings would mix with."""
-    records = Records.below(settings.out, settings.dataset)
-    return (any(path.is_file() for path in (records.cases, records.trainings))
-            or any(settings.out.glob("seed_*/nnUNet_results/*/*/fold_*/checkpoint_*.pth")))
-
-
-def _claimed(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); delete it, the rows beside it stay."
-                        ) from error
 
 
 def _refuse_idle(training: Training, summary: dict) -> dict:
@@ -196,6 +167,7 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
 def _record(records: Records, training: Training, fold: Fold) -> None:
     refuse_leaky_training(training, fold.subset(training.recipe.patients))
     summary = _refuse_idle(training, training_summary(training))
+    refuse_other_run(training)
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
     records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
                               fold.dataset_json["file_ending"], ignore=_ignored(fold)), [summary])
@@ -232,27 +204,31 @@ def _ignored(fold: Fold) -> int | None:
     return fold.dataset_json["labels"].get("ignore")
 
 
-def _write(settings: Settings, folds: dict[int, Fold], comparisons: dict[str, Comparison],
-           cases: dict[str, list[dict]], summaries: list[dict], before: dict[str, str]) -> dict:
+def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
+           comparisons: dict[str, Comparison], cases: dict[str, list[dict]], summaries: list[dict],
+           before: dict[str, list[str]]) -> dict:
+    """`everything` has all arms that are reported, `settings` those that were asked for."""
     context = _context(settings, "validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
-    sentences = comparisons["validation"].verdict
+    sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
+    comparisons = {**comparisons,
+                   "validation": replace(comparisons["validation"], verdict=sentences)}
     origin = origin_of(summaries)
     commands = [settings.command(), *(training_job(settings, t).line()
                                       for t in trainings(settings))]
     paths = {"results": settings.out / "results.json", "report": settings.out / "report.html",
              "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
-    write_json(settings.out / "benchmark.json", {
-        "settings": _claimed(settings.out / "benchmark.json"), "before": before,
+    write_json(settings.out / FILE, {
+        "settings": claimed(settings.out), "before": before,
         "verdict": sentences, "commands": commands, **origin})
     (settings.out / "report.md").write_text("\n".join(
         markdown(_split_name(settings, split), c, before[split])
         for split, c in comparisons.items()))
     write_report(paths["report"], Report(
-        f"{settings.dataset}, {settings.configuration}: {' / '.join(settings.arms)}",
+        f"{settings.dataset}, {settings.configuration}: {' / '.join(everything.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
-        {_split_name(settings, split): text for split, text in before.items()},
+        {_split_name(settings, split): stated for split, stated in before.items()},
         {_split_name(settings, split): [r for r in rows if not r["arm"].endswith(FILTERED)]
          for split, rows in cases.items()},
         summaries, commands, origin["versions"], origin["device"], origin["date"],

@@ -48,10 +48,9 @@ class Settings:
     def __post_init__(self):
         if not self.arms:
             raise UserError("Unknown arm: none is given; name at least one with --arms.")
-        for name, values in (("arms", [Variant.of(a) for a in self.arms]),
-                             ("folds", self.folds)):
-            if len(set(values)) != len(values):
-                raise UserError(f"--{name} {values} names one twice; drop it.")
+        for name, given in (("arms", self.arms), ("folds", self.folds)):
+            if len({Variant.of(v) if name == "arms" else v for v in given}) != len(given):
+                raise UserError(f"--{name} {' '.join(map(str, given))} names one twice; drop it.")
         if self.seeds < 1 or not self.folds:
             raise UserError(f"At least one seed and one fold are needed, not {self.seeds} and "
                             f"{len(self.folds)}.")

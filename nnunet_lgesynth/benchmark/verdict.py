@@ -1,7 +1,8 @@
 """The benchmark's answer in plain words: helps, harms, or no evidence.
 
 It rests on the primary metrics alone: the interval of a difference must exclude 0, and its p value,
-corrected over arms and metrics, lie below 0.05.
+corrected over arms and metrics, lie below 0.05. Filtered arms are corrected among themselves, and
+what they show is told, but not in the headline.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auro
 def tests_of(arms: Iterable[str]) -> int:
     """How many p values of primary metrics an arm's is one of."""
     named = {a.removesuffix(FILTERED) for a in arms}
-    return len(PRIMARY) * max(1, sum(is_tested(a) and reference_of(a) in named for a in named))
+    return len(PRIMARY) * sum(is_tested(a) and reference_of(a) in named for a in named)
 
 
 def verdict(rows: list[dict]) -> list[str]:
@@ -33,35 +34,42 @@ def verdict(rows: list[dict]) -> list[str]:
     metric excludes 0 and its p, corrected over arms and metrics, is below 0.05."""
     found = {(r["arm"], r["metric"]): r for r in rows}
     arms = list(dict.fromkeys(r["arm"] for r in rows if not r["arm"].endswith(FILTERED)))
-    if REFERENCE not in arms or len(arms) < 2:
-        return [f"No comparison: it needs the arm '{REFERENCE}' and at least one other arm."]
-    gains, losses, sentences, compared = [], [], [], False
+    sentences, compared = [], []
     for arm in filter(is_tested, arms):
-        reference, parts = reference_of(arm), []
-        for metric, row, told in _primary_differences(found, arm, reference):
-            compared = True
-            parts.append(told)
-            p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
-            sign = proven((row["low"], row["high"]), p)
-            if sign:
-                (gains if sign > 0 else losses).append(f"{arm}, {told}")
-        sentences.append(f"{arm} against {reference}: {'; '.join(parts) or 'nothing shared'}."
+        reference = reference_of(arm)
+        shared = list(_primary_differences(found, arm, reference))
+        compared += [metric for metric, _, _ in shared]
+        sentences.append(f"{arm} against {reference}: "
+                         f"{'; '.join(told for _, _, told in shared) or 'nothing shared'}."
                          + _shares(found, arm))
         for other in further_references(arm, arms):
             parts = [told for _, _, told in _primary_differences(found, arm, other)]
             if parts:
                 sentences.append(f"{arm} against {other}, which decides nothing: "
                                  f"{'; '.join(parts)}.")
-    said = [f"{what}: {'; '.join(which)}." for what, which in (("Helps", gains), ("Harms", losses))
-            if which]
     if not compared:
-        return [f"No comparison: no arm shares patients and seeds with its '{REFERENCE}'.",
-                *sentences]
-    headline = " ".join(said) or (f"No evidence: no arm differs from {REFERENCE} in "
-                                  f"{', '.join(PRIMARY.values())} beyond chance.")
+        return [f"No comparison: it needs '{REFERENCE}', trained on as many patients, and another "
+                "arm, both scored on the same patients with the same seeds.", *sentences]
+    tested = ", ".join(name for metric, name in PRIMARY.items() if metric in compared)
+    headline = _proven(found, arms) or (f"No evidence: no difference from {REFERENCE} is shown in "
+                                        f"{tested}.")
+    if filtered := _proven(found, [arm + FILTERED for arm in arms]):
+        sentences.append(f"After the volume filter, corrected among filtered arms: {filtered}")
     if min(len(r["seeds"]) for r in rows) < 2:
         sentences.append("One seed: the spread between seeds is not known.")
     return [headline, *sentences]
+
+
+def _proven(found: dict, arms: Iterable[str]) -> str:
+    """Which of these arms help or harm, and in what; empty where none does."""
+    signs: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for arm in filter(is_tested, arms):
+        reference = reference_of(arm)
+        for metric, row, told in _primary_differences(found, arm, reference):
+            p = found[arm, f"{metric}_p_holm_vs_{reference}"]["value"]
+            signs[proven((row["low"], row["high"]), p)].append(f"{arm}, {told}")
+    return " ".join(f"{what}: {'; '.join(signs[sign])}."
+                    for sign, what in ((1, "Helps"), (-1, "Harms")) if signs[sign])
 
 
 def _primary_differences(found: dict, arm: str, reference: str) -> Iterator[tuple[str, dict, str]]:

@@ -1,0 +1,130 @@
+"""What a benchmark's folder stands for: one run at a time, settings that stay, and what was stated
+before each run into it. Kept in `benchmark.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_lgesynth.benchmark.collect import Records
+from nnunet_lgesynth.benchmark.power import smallest_effects
+from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
+from nnunet_lgesynth.benchmark.variants import is_tested, reference_of
+from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.dataset.case import Fold
+
+__all__ = ["FILE", "alone", "claim", "claimed", "state"]
+
+FILE, LOCK = "benchmark.json", "benchmark.lock"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Within this no other benchmark writes into the folder; it would train the same, and two
+    trainings spoil each other's checkpoints."""
+    lock = FileLock(make_folder(out) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another benchmark is writing into {out}; wait until it has ended, or "
+                        "choose another output folder with -o.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
+    """Write the settings, splits and plans, or refuse a folder that holds a benchmark with other
+    ones."""
+    path = settings.out / FILE
+    fixed = {**settings.fixed(), **{f"split of fold {k}": f.split_hash for k, f in folds.items()},
+             **_prepared(next(iter(folds.values())))}
+    whole = _read(path)
+    before = whole.get("settings", {})
+    changed = [f"{k} {before[k]} -> {v}" for k, v in fixed.items()
+               if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
+    if changed and _holds_results(settings):
+        raise UserError(f"{settings.out} holds a benchmark with other settings "
+                        f"({', '.join(changed)}); choose another output folder with -o.")
+    if write:
+        make_folder(settings.out)
+        write_json(path, {**whole, "settings": {**before, **fixed}})
+
+
+def claimed(out: Path) -> dict:
+    """The settings that a folder was claimed with."""
+    return _read(out / FILE)["settings"]
+
+
+def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
+          arms: Sequence[str]) -> dict[str, list[str]]:
+    """What each split's patients can show, from their truth and the number of arms alone; told and
+    written before anything is trained. What was stated before earlier runs stays: {split: [a
+    sentence a run that was asked for something else]}."""
+    fold = next(iter(folds.values()))
+    patients = {"validation": [(f.folder.parent / "gt_segmentations", case)
+                               for f in folds.values() for case in f.val],
+                "external": [(settings.labels, case) for case in test]}
+    found = {split: smallest_effects([folder / f"{case}{fold.dataset_json['file_ending']}"
+                                      for folder, case in paths], fold.info.roles, arms)
+             for split, paths in patients.items() if paths}
+    if settings.ensemble:
+        found["ensemble"] = found["external"]
+    asked = (f"{', '.join(arms)}, fold {' '.join(map(str, settings.folds))}, "
+             f"{settings.seeds} seed{'s' * (settings.seeds > 1)}")
+    path = settings.out / FILE
+    whole = _read(path)
+    stated = whole.get("before", {})
+    for split, sentence in found.items():
+        said, earlier = f"{asked}: {sentence}", stated.setdefault(split, [])
+        if not any(line.endswith(f", {said}") for line in earlier[-1:]):
+            earlier.append(f"{date.today().isoformat()}, {said}")
+        print(f"{split}, {said}", flush=True)
+    for arm in settings.arms:
+        if is_tested(arm) and reference_of(arm) not in arms:
+            print(f"Arm {arm} is compared with nothing: add {reference_of(arm)} to --arms.",
+                  flush=True)
+    write_json(path, {**whole, "before": stated})
+    return stated
+
+
+def _prepared(fold: Fold) -> dict:
+    """What nnU-Net made of the dataset, and what its labels mean: of these two trainings must have
+    the same."""
+    manager = PlansManager(fold.plans)
+    told = {**{k: v for k, v in fold.plans.items() if k != "configurations"},
+            "configuration": manager.get_configuration(fold.configuration).configuration}
+    digest = sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    roles = {k: v for k, v in dataclasses.asdict(fold.info.roles).items() if v is not None}
+    return {f"plans of {fold.configuration}": digest[:12],
+            "labels": " ".join(f"{name}={value}" for name, value in sorted(roles.items()))}
+
+
+def _holds_results(settings: Settings) -> bool:
+    """Whether anything was trained or recorded that other settings would mix with."""
+    records = Records.below(settings.out, settings.dataset)
+    return (any(path.is_file() for path in (records.cases, records.trainings))
+            or any(settings.out.glob("seed_*/nnUNet_results/*/*/fold_*/checkpoint_*.pth")))
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        whole = json.loads(path.read_text())
+        # one sentence a split where an earlier version wrote it
+        stated = {split: [said] if isinstance(said, str) else said
+                  for split, said in whole.get("before", {}).items()}
+        return {**whole, "settings": dict(whole["settings"]), "before": stated}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); delete it, the rows beside it stay."
+                        ) from error

@@ -1,0 +1,118 @@
+"""External test sets: found and compared before anything runs, predicted, scored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from toy_benchmark import NAME, SPLIT, finish, fold_folder, go, heart, write_image, write_network
+
+from nnunet_lgesynth.benchmark.collect import read_rows
+from nnunet_lgesynth.config import UserError
+
+
+def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(workspace):
+    images, labels = workspace / "images", workspace / "labels"
+    with pytest.raises(UserError, match=r"--labels .* holds no \*\.nii\.gz"):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    write_image(labels / "e0.nii.gz", heart(3))
+    with pytest.raises(UserError, match=r"--images .* lacks e0_0000\.nii\.gz"):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+
+
+def test_external_images_are_predicted_by_the_trained_network_and_scored(workspace):
+    finish(workspace, "real", 8, 0.0)
+    write_network(fold_folder(workspace, "real"))
+    images, labels = workspace / "images", workspace / "labels"
+    for case in ("e0", "e1"):
+        write_image(images / f"{case}_0000.nii.gz",
+                    np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
+        write_image(labels / f"{case}.nii.gz", heart(12))
+    outcome = go(workspace, ["real"], images=images, labels=labels)
+    external = [r for r in read_rows(outcome["cases"]) if r["split"] == "external"]
+    assert {(r["arm"], r["case"]) for r in external} == {
+        (arm, case) for arm in ("real", "real+filter") for case in ("e0", "e1")}
+    predicted = workspace / "out" / "seed_0" / "external" / "real" / "fold_0" / "e0.nii.gz"
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(predicted)))
+    row = next(r for r in external if (r["arm"], r["case"]) == ("real", "e0"))
+    assert row["predicted_voxels"] == np.isin(found, (3, 4)).sum()
+    assert {r["split"] for r in outcome["rows"]} == {"validation, fold 0", "external, fold 0"}
+    (images / "e1_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match="e1_0000"):
+        go(workspace, ["real"], images=images, labels=labels)
+
+
+def test_an_ensemble_is_all_folds_networks_together(workspace):
+    """Of two networks of which one is sure of scar everywhere: it decides."""
+    (workspace / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(
+        json.dumps([SPLIT, SPLIT]))
+    finish(workspace, "real", 8, 0.0)
+    first = fold_folder(workspace, "real")
+    shutil.copytree(first, first.with_name("fold_1"))
+    for folder in (first, first.with_name("fold_1")):
+        write_network(folder)
+    state = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    for name, weight in state["network_weights"].items():
+        if "seg_layers" in name and name.endswith("bias"):
+            weight[3] += 500
+    torch.save(state, folder / "checkpoint_final.pth")
+    images, labels = workspace / "images", workspace / "labels"
+    write_image(images / "e0_0000.nii.gz",
+                np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
+    write_image(labels / "e0.nii.gz", heart(12))
+    outcome = go(workspace, ["real"], images=images, labels=labels, folds=[0, 1], ensemble=True)
+    rows = {(r["split"], r["fold"]): r for r in read_rows(outcome["cases"])
+            if r["arm"] == "real" and r["case"] == "e0"}
+    assert set(rows) == {("external", 0), ("external", 1), ("ensemble", -1)}
+    everything = 3 * 16 * 16
+    assert rows["external", 0]["predicted_voxels"] < everything == \
+        rows["external", 1]["predicted_voxels"] == rows["ensemble", -1]["predicted_voxels"]
+    assert {r["split"].split(",")[0] for r in outcome["rows"]} == {
+        "validation", "external", "ensemble"}
+    shutil.rmtree(first)
+    assert go(workspace, ["real"], images=images, labels=labels, folds=[0, 1],
+              ensemble=True)["rows"] == outcome["rows"]
+    path = workspace / "out" / f"cases_{NAME}.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()
+                            if json.loads(line)["split"] != "ensemble"))
+    lines = go(workspace, ["real"], images=images, labels=labels, folds=[0, 1], ensemble=True,
+               plan_only=True)["plan"]
+    assert len(lines) == 1 and " 0 -tr" in lines[0]           # what an ensemble lacks is trained
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"spacing": (1.0, 1.0, 1.0)}, r"e0\.nii\.gz has the spacing \(1, 1, 1\), its image"),
+    ({"direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}, r"has the direction \(-1, 0, 0, "),
+    ({"slices": 2}, r"has the size \(16, 16, 2\), its image .*\(16, 16, 3\)")])
+def test_labels_that_lie_elsewhere_than_their_image_are_named(workspace, change, message):
+    images, labels = workspace / "images", workspace / "labels"
+    write_image(images / "e0_0000.nii.gz", np.zeros((3, 16, 16), np.float32))
+    write_image(labels / "e0.nii.gz", heart(3))
+    go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+    label = sitk.GetImageFromArray(heart(3)[:change.get("slices", 3)])
+    label.SetSpacing(change.get("spacing", (1.0, 1.0, 8.0)))
+    label.SetDirection(change.get("direction", (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+    sitk.WriteImage(label, str(labels / "e0.nii.gz"))
+    with pytest.raises(UserError, match=message):
+        go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+
+
+def test_a_kill_while_predicting_leaves_no_half_prediction(workspace, monkeypatch):
+    """ITK reads a file that was cut short without complaint."""
+    finish(workspace, "real", 8, 0.0)
+    write_network(fold_folder(workspace, "real"))
+    images, labels = workspace / "images", workspace / "labels"
+    write_image(images / "e0_0000.nii.gz", np.zeros((3, 16, 16), np.float32))
+    write_image(labels / "e0.nii.gz", heart(3))
+
+    def killed(self, files, outputs):
+        Path(f"{outputs[0]}.nii.gz").write_bytes(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(nnUNetPredictor, "predict_from_files_sequential", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(workspace, ["real"], images=images, labels=labels)
+    assert list((workspace / "out" / "seed_0" / "external").rglob("*.nii.gz")) == []
