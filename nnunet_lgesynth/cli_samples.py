@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from datetime import date
 from pathlib import Path
 
 from nnunet_lgesynth.cli_flags import device_flag, fold_flags
@@ -170,24 +168,19 @@ def add_audit(commands) -> None:
 
 
 def _audit(arguments) -> int:
-    from nnunet_lgesynth.benchmark.audit import audit
-    from nnunet_lgesynth.benchmark.audit_report import notes, sentences, write_audit
-    from nnunet_lgesynth.config import make_folder
+    from nnunet_lgesynth.benchmark.audit_report import notes, sentences
+    from nnunet_lgesynth.benchmark.audits import audit_into
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.pool.generator import load_generator
-    from nnunet_lgesynth.provenance import machine, versions
 
     fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
     generator, _ = load_generator(arguments.generator, fold, arguments.device, judged=False)
-    out = make_folder(arguments.o)
-    found = audit(fold, generator, arguments.n, arguments.seed)
+    out = Path(arguments.o)
     command = ["lgesynth", "audit", "-d", arguments.d, "-c", arguments.c, "-f", str(arguments.f),
                "-p", arguments.p, "--generator", arguments.generator, "-n", str(arguments.n),
                "--seed", str(arguments.seed), "-device", arguments.device, "-o", arguments.o]
-    page = write_audit(
-        out, found, f"{fold.dataset}, fold {fold.fold}: audit of {generator.name}",
-        {"command": shlex.join(command), "versions": versions(),
-         "machine": machine(arguments.device), "date": date.today().isoformat()})
+    found, page = audit_into(out, fold, generator, arguments.n, arguments.seed, arguments.device,
+                             command)
     print((out / "audit.json").read_text() if arguments.json else "\n".join(
         [*sentences(found), *(f"note: {note}" for note in notes(found)), f"Report: {page}"]))
     return 0 if found.passed else 1

@@ -6,7 +6,16 @@ import shutil
 import sys
 
 import pytest
-from toy_benchmark import NAME, ROLES, TRUTH, fill_pool, finish, fold_folder, go
+from toy_benchmark import (
+    NAME,
+    ROLES,
+    TRUTH,
+    fill_pool,
+    finish,
+    fold_folder,
+    go,
+    write_generator,
+)
 
 from nnunet_lgesynth.benchmark.claim import alone
 from nnunet_lgesynth.benchmark.collect import read_rows
@@ -214,3 +223,23 @@ def test_a_statement_of_an_earlier_version_is_kept(workspace):
     path.write_text(json.dumps({**whole, "before": {"validation": "4 patients."}}))
     go(workspace, ["real"])
     assert json.loads(path.read_text())["before"]["validation"][0] == "4 patients."
+
+
+def test_a_generator_is_audited_once_for_the_report(workspace):
+    """Here one whose fit is damaged, and then an audit that was made before."""
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "lgesynth", 2, 0.4)
+    fill_pool(workspace, "lgesynth")
+    write_generator(workspace, hash="abc")
+    outcome = go(workspace, ["real", "lgesynth"])
+    path = workspace / "out" / "audits" / "demo_fold_0" / "audit.json"
+    told = json.loads(path.read_text())
+    assert told["passed"] is None and told["sentences"][0].startswith("Not audited: ")
+    assert "Audit of the generators" in outcome["report"].read_text()
+    path.write_text(json.dumps({**told, "passed": True, "sentences": ["All is well."]}))
+    go(workspace, ["real", "lgesynth"])
+    report = (workspace / "out" / "report.md").read_text()
+    assert "- demo_fold_0: All is well." in report           # not audited again
+    write_generator(workspace, hash="def")
+    go(workspace, ["real", "lgesynth"])
+    assert json.loads(path.read_text())["sentences"] == told["sentences"]

@@ -37,13 +37,18 @@ TRAINING = {"arm": "paint", "fold": 0, "seed": 0, "epochs": 3, "injected_fractio
             "failed_checks": {"dice": 7}}
 
 
+AUDITS = [{"generator": "demo_fold_0", "passed": False,
+           "sentences": ["Diversity failed: <seeds>."]},
+          {"generator": "demo_fold_1", "passed": None, "sentences": ["Not audited: too few."]}]
+
+
 @pytest.fixture(scope="module")
 def report():
     rows = case_rows()
     return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)},
                   {"fold 0": ["6 patients."]}, {"fold 0": rows},
-                  [TRAINING], ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"}, "2 cores",
-                  "2026-01-01")
+                  [TRAINING], AUDITS, ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"},
+                  "2 cores", "2026-01-01")
 
 
 def test_the_report_is_one_well_formed_file_without_outside_references(report, tmp_path):
@@ -62,7 +67,9 @@ def test_it_holds_verdict_arms_differences_trainings_cases_and_provenance(report
         assert f"<tr><td>{arm}</td>" in text
     assert "paint+filter − real+filter" in text and "paint − real<" in text
     for given in ("0.312", "17 cases", "55 slices in the pool", "0.25<small>of 40", "dice 7",
-                  "2 cores", "Every patient (24 rows)"):
+                  "2 cores", "Every patient (24 rows)",
+                  "<td>demo_fold_0</td><td>failed</td><td>Diversity failed: &lt;seeds&gt;.</td>",
+                  "<td>demo_fold_1</td><td>none</td>"):
         assert given in text
     # forests of Dice-TP and slice AUROC, three pairs, four volumes
     assert text.count("<svg") == 2 + 3 + 4
@@ -103,7 +110,7 @@ def test_undefined_numbers_are_dashes_not_errors(tmp_path):
     rows = [r for r in case_rows() if r["case"] == "<p5>" and r["arm"] == "real"]
     comparison = compare(rows, CONTEXT, 30)
     path = write_report(tmp_path / "report.html", Report(
-        "One patient", {"fold 0": comparison}, {}, {"fold 0": rows}, [], [], {}, "", ""))
+        "One patient", {"fold 0": comparison}, {}, {"fold 0": rows}, [], [], [], {}, "", ""))
     text = path.read_text()
     assert "<td>–</td>" in text and "nan" not in text.lower().replace("finance", "")
     assert "No comparison" in text
@@ -120,7 +127,7 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
     comparison = compare(rows, CONTEXT, 30)
     text = write_report(tmp_path / "report.html", Report(
         "All", {"fold 0": comparison}, {"fold 0": ["6 patients can show little."]},
-        {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], {}, "", "")).read_text()
+        {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], [], {}, "", "")).read_text()
     for heading in ("Differences from real", "Each patient, paired", "Dose", "Scar volume",
                     "AHA segments", "All metrics"):
         assert heading in text
@@ -133,7 +140,7 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
         assert tick in dose
     without = [{**r, "no_reflow_dice": None} for r in rows]
     write_report(tmp_path / "without.html", Report(
-        "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], {}, "", ""))
+        "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], [], {}, "", ""))
     corrected = {reference: re.findall(rf"<td>lgesynth:n=20 − {reference}</td><td>Dice-TP</td>"
                                        r"(?:<td>[^<]*</td>){4}<td>([^<]*)</td>", text)
                  for reference in ("real:n=20", "real")}

@@ -135,6 +135,9 @@ def test_painted_scars_reach_a_real_training_and_it_continues(fold, monkeypatch)
     again.run_training()
     assert all(torch.isfinite(w).all() for w in weights(again))
     assert [r["epoch"] for r in rows(again)] == [0, 1, 2]
+    # what the environment said, for the benchmark that records it
+    assert [r["told"]["epochs"] for r in rows(again)] == [2, 3, 3]
+    assert rows(again)[-1]["told"]["patients"] is None
     assert rows(again)[0] == found[0] and rows(again)[1] != found[1]
     assert rows(again)[1]["injected_fraction"] > 0          # the pool was kept
     assert read_manifest(pool)[:len(before)] == before

@@ -27,7 +27,7 @@ from nnunet_lgesynth.benchmark.page import (
 from nnunet_lgesynth.benchmark.variants import further_references, reference_of
 from nnunet_lgesynth.benchmark.verdict import PRIMARY
 
-__all__ = ["Report", "markdown", "markdown_table", "write_report"]
+__all__ = ["Report", "audits_markdown", "markdown", "markdown_table", "write_report"]
 
 ARM_COLUMNS = {**PRIMARY, "dice": "Dice", "balanced_accuracy": "balanced accuracy",
                "volume_mae_percent": "volume error, % of wall"}
@@ -59,8 +59,8 @@ class Report:
     """All that a report shows.
 
     `comparisons` maps a split's title to its `Comparison`, `before` to what was stated before each
-    run; `cases` are its unfiltered per-case rows, `pictures` maps captions to PNG files, which are
-    embedded.
+    run; `audits` are those of `audits.audit_generators`; `cases` are the splits' unfiltered
+    per-case rows, `pictures` maps captions to PNG files, which are embedded.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Report:
     before: dict[str, list[str]]
     cases: dict[str, list[dict]]
     trainings: list[dict]
+    audits: list[dict]
     commands: list[str]
     versions: dict[str, str]
     machine: str
@@ -82,7 +83,8 @@ def write_report(path: str | Path, report: Report) -> Path:
     for split, comparison in report.comparisons.items():
         parts += _split(split, comparison, report.before.get(split, []), report.cases[split])
     rows = [r for c in report.comparisons.values() for r in c.rows]
-    parts += [_trainings(report.trainings, rows), _pictures(report.pictures),
+    parts += [_trainings(report.trainings, rows), _audits(report.audits),
+              _pictures(report.pictures),
               _cases([r for rows in report.cases.values() for r in rows]),
               provenance(report.commands, report.versions, report.machine)]
     write_page(path, report.title, parts)
@@ -98,6 +100,12 @@ def markdown(split: str, comparison: Comparison, before: list[str]) -> str:
     return "\n\n".join([f"## {split}", f"**{comparison.verdict[0]}**", *comparison.verdict[1:],
                         *_stated(before), markdown_table(comparison.rows),
                         "\n".join(lines)]) + "\n"
+
+
+def audits_markdown(audits: list[dict]) -> str:
+    """A paragraph on the generators' audits; empty where there are none."""
+    lines = [f"- {a['generator']}: {' '.join(a['sentences'])}" for a in audits]
+    return "\n".join(["## Audit of the generators", "", *lines]) + "\n" if lines else ""
 
 
 def markdown_table(rows: list[dict]) -> str:
@@ -227,6 +235,17 @@ def _trainings(trainings: list[dict], rows: list[dict]) -> str:
         "Injected fraction: share of training patches with a changed voxel, mean after warm-up. "
         "QC: accepted of drafted slices; failed checks are those of the cases kept in the pool's "
         f"manifest.{_real_rate(rows)}"))
+
+
+def _audits(audits: list[dict]) -> str:
+    if not audits:
+        return ""
+    outcome = {True: "passed", False: "failed", None: "none"}
+    body = [f"<tr><td>{escape(a['generator'])}</td><td>{outcome[a['passed']]}</td>"
+            f"<td>{escape(' '.join(a['sentences']))}</td></tr>" for a in audits]
+    return section("Audit of the generators", table(["generator", "audit", "found"], body), (
+        "Does it repeat training scars, do seeds differ, are requests followed? The pages in the "
+        "folder audits/ show it."))
 
 
 def _real_rate(rows: list[dict]) -> str:

@@ -5,6 +5,7 @@ Everything is written below one folder:
     seed_<s>/nnUNet_results/   trainings        logs/              one file a job
     cases_<dataset>.jsonl      a row a patient  trainings_<dataset>.jsonl  a summary a training
     results.json               number rows      report.html, report.md
+    audits/                    of the generators, a folder each
     benchmark.json             settings, what was stated before each run, verdict, commands
 
 A run that is interrupted goes on where it stopped, and every training is recorded as soon as it
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nnunet_lgesynth.benchmark.audits import audit_generators
 from nnunet_lgesynth.benchmark.claim import FILE, alone, claim, claimed, state
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
@@ -52,7 +54,7 @@ from nnunet_lgesynth.benchmark.plan import (
     training_job,
     trainings,
 )
-from nnunet_lgesynth.benchmark.report import Report, markdown, write_report
+from nnunet_lgesynth.benchmark.report import Report, audits_markdown, markdown, write_report
 from nnunet_lgesynth.benchmark.settings import Settings, injects
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name
 from nnunet_lgesynth.config import UserError, write_json
@@ -219,19 +221,20 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
     paths = {"results": settings.out / "results.json", "report": settings.out / "report.html",
              "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
+    audits = audit_generators(everything)
     write_json(settings.out / FILE, {
-        "settings": claimed(settings.out), "before": before,
+        "settings": claimed(settings.out), "before": before, "audits": audits,
         "verdict": sentences, "commands": commands, **origin})
     (settings.out / "report.md").write_text("\n".join(
-        markdown(_split_name(settings, split), c, before[split])
-        for split, c in comparisons.items()))
+        [*(markdown(_split_name(settings, split), c, before[split])
+           for split, c in comparisons.items()), audits_markdown(audits)]))
     write_report(paths["report"], Report(
         f"{settings.dataset}, {settings.configuration}: {' / '.join(everything.arms)}",
         {_split_name(settings, split): c for split, c in comparisons.items()},
         {_split_name(settings, split): stated for split, stated in before.items()},
         {_split_name(settings, split): [r for r in rows if not r["arm"].endswith(FILTERED)]
          for split, rows in cases.items()},
-        summaries, commands, origin["versions"], origin["device"], origin["date"],
+        summaries, audits, commands, origin["versions"], origin["device"], origin["date"],
         {**case_pictures(trainings(settings), folds, comparisons["validation"].patients,
                          settings.out / "pictures"),
          **pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
