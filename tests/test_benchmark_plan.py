@@ -156,9 +156,9 @@ def test_jobs_that_run_at_a_time_see_different_gpus(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot signal itself there")
 def test_jobs_end_with_the_benchmark_that_is_told_to(tmp_path):
     """Else a training goes on, and the next benchmark starts a second one in its folder."""
-    here = tmp_path / "started"
+    here, by_itself = tmp_path / "started", tmp_path / "ended by itself"
     code = (f"import os, pathlib, time; pathlib.Path({str(here)!r}).write_text(str(os.getpid()))\n"
-            "time.sleep(60)")
+            f"time.sleep(60); pathlib.Path({str(by_itself)!r}).touch()")
 
     def stop():
         until(lambda: here.is_file() and here.read_text())
@@ -167,5 +167,5 @@ def test_jobs_end_with_the_benchmark_that_is_told_to(tmp_path):
     jobs = [Job(name, 0, (sys.executable, "-c", code), {}) for name in ("first", "never")]
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, tmp_path / "logs")
-    assert not psutil.pid_exists(int(here.read_text()))
+    assert not psutil.pid_exists(int(here.read_text())) and not by_itself.exists()
     assert not (tmp_path / "logs" / "never.log").exists()

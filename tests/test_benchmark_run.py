@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from toy_benchmark import (
@@ -226,20 +230,45 @@ def test_a_statement_of_an_earlier_version_is_kept(workspace):
 
 
 def test_a_generator_is_audited_once_for_the_report(workspace):
-    """Here one whose fit is damaged, and then an audit that was made before."""
+    """Here one that cannot be loaded: it is told, and tried again where no audit can be read."""
     finish(workspace, "real", 8, 0.0)
     finish(workspace, "lgesynth", 2, 0.4)
     fill_pool(workspace, "lgesynth")
     write_generator(workspace, hash="abc")
-    outcome = go(workspace, ["real", "lgesynth"])
+
+    def audits() -> str:
+        go(workspace, ["real", "lgesynth"])
+        return (workspace / "out" / "report.md").read_text().partition("Audit of the generators")[2]
+    assert "- demo_fold_0: Not audited: " in audits()
     path = workspace / "out" / "audits" / "demo_fold_0" / "audit.json"
-    told = json.loads(path.read_text())
-    assert told["passed"] is None and told["sentences"][0].startswith("Not audited: ")
-    assert "Audit of the generators" in outcome["report"].read_text()
-    path.write_text(json.dumps({**told, "passed": True, "sentences": ["All is well."]}))
-    go(workspace, ["real", "lgesynth"])
-    report = (workspace / "out" / "report.md").read_text()
-    assert "- demo_fold_0: All is well." in report           # not audited again
-    write_generator(workspace, hash="def")
-    go(workspace, ["real", "lgesynth"])
-    assert json.loads(path.read_text())["sentences"] == told["sentences"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"passed": True, "hash": "abc", "sentences": ["All is well."], "notes": []}
+    for text, said in ((json.dumps(told), "All is well."), ("{", "Not audited: "),
+                       (json.dumps({**told, "hash": "of another fit"}), "Not audited: ")):
+        path.write_text(text)
+        assert f"- demo_fold_0: {said}" in audits()
+
+
+def test_an_arm_recorded_under_two_names_is_reported_under_one(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    go(workspace)
+    path = workspace / "out" / f"cases_{NAME}.jsonl"
+    rows = read_rows(path)
+    more = [{**r, "arm": r["arm"].replace("paint", name)} for r in rows if "paint" in r["arm"]
+            for name in ("nnUNetTrainerLGEPaint", "of another version")]
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *more]))
+    assert {r["arm"] for r in go(workspace, ["real"])["rows"]} == {
+        "real", "real+filter", "paint", "paint+filter"}
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(),
+                    reason="no other thread may set a handler")
+def test_sigterm_ends_a_benchmark_in_order(workspace, monkeypatch):
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.run.run_jobs",
+                        lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10))
+    with pytest.raises(SystemExit) as stopped:
+        go(workspace, ["real"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with alone(workspace / "out"):                       # it has let go of its folder
+        pass

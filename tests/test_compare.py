@@ -195,6 +195,17 @@ def test_a_difference_tells_the_seeds_it_is_made_of_and_their_spread():
     assert "One seed: the spread between seeds is not known." in one.verdict
 
 
+def test_a_scar_that_one_seed_misses_is_no_spread_between_seeds():
+    """Its distance is undefined there; the others' is the same in all seeds."""
+    rows = [{**case(arm, name, 0.5, seed), "hd95_mm": None if missed else mm}
+            for arm in ("real", "paint") for name, mm in (("easy", 5.0), ("hard", 40.0))
+            for seed in (0, 1)
+            for missed in [(arm, name, seed) == ("paint", "hard", 1)]]
+    found = compare(rows, CONTEXT, 50)
+    for metric in ("hd95_mm_seed_std", "hd95_mm_diff_seed_std_vs_real"):
+        assert number(found, "paint", metric)["value"] == 0
+
+
 def test_the_headline_names_what_was_tested_alone():
     assert compare(cohort(0.0), CONTEXT, 200).verdict[0] == (
         "No evidence: no difference from real is shown in Dice-TP, slice AUROC.")

@@ -14,7 +14,7 @@ from nnunet_lgesynth.benchmark.audit_report import write_audit
 from nnunet_lgesynth.benchmark.plan import fold_generator
 from nnunet_lgesynth.benchmark.settings import Settings, needs_generator
 from nnunet_lgesynth.benchmark.variants import Variant
-from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.config import make_folder
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
 from nnunet_lgesynth.provenance import machine, versions
@@ -38,8 +38,8 @@ def audit_into(out: Path, fold: Fold, generator, n: int, seed: int, device: str,
 
 def audit_generators(settings: Settings) -> list[dict]:
     """Of each fold's generators {"generator", "passed", "sentences"}, as audited before unless
-    another one was fitted since; `passed` is None where it could not be audited. What is neither
-    fitted here nor audited is left out."""
+    another one was fitted since; `passed` is None where it could not be audited now. What is
+    neither fitted here nor audited is left out."""
     found = []
     for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
                                   if needs_generator(v.trainer)):
@@ -47,30 +47,34 @@ def audit_generators(settings: Settings) -> list[dict]:
             folder = fold_generator(settings, number, patients)
             name = f"{folder.parent.name.split('__')[0].removeprefix('LGESynth_')}_{folder.name}"
             path = settings.out / "audits" / name / "audit.json"
-            told = json.loads(path.read_text()) if path.is_file() else None
-            if is_fitted(folder):
-                current = read_fitted(folder, "hash")["hash"]
-                if told is None or told["hash"] != current:
-                    told = _audited(settings, folder, number, patients, path, current)
-            if told is not None:
+            try:
+                told = _told(path)
+                if is_fitted(folder) and told.get("hash") != read_fitted(folder, "hash")["hash"]:
+                    _audit(settings, folder, number, patients, path.parent)
+                    told = _told(path)
+            except Exception as error:     # whatever it is, the trainings are done: report them
+                told = {"passed": None, "sentences": [f"Not audited: {error}"], "notes": []}
+            if told:
                 found.append({"generator": name, "passed": told["passed"],
                               "sentences": [*told["sentences"], *told["notes"]]})
     return found
 
 
-def _audited(settings: Settings, folder: Path, number: int, patients: int | None, path: Path,
-             current: str) -> dict:
+def _told(path: Path) -> dict:
+    """An earlier audit; nothing where there is none that can be read."""
+    try:
+        told = json.loads(path.read_text())
+        return told if {"passed", "hash", "sentences", "notes"} <= set(told) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _audit(settings: Settings, folder: Path, number: int, patients: int | None, out: Path) -> None:
     from nnunet_lgesynth.pool.generator import load_inpainter, usable_device
 
     command = ["lgesynth", "audit", "-d", settings.dataset, "-c", settings.planar, "-f",
                str(number), "-p", settings.plans, "-n", str(AUDITED), "--seed", "0", "-device",
-               settings.device, "-o", path.parent.name]
-    try:
-        fold = Fold.open(settings.dataset, settings.planar, number, settings.plans).subset(patients)
-        generator = load_inpainter(folder, fold, usable_device(settings.device))
-        audit_into(path.parent, fold, generator, AUDITED, 0, settings.device, command)
-    except UserError as error:                 # a benchmark is none the worse for it
-        make_folder(path.parent)
-        write_json(path, {"passed": None, "hash": current, "sentences": [f"Not audited: {error}"],
-                          "notes": []})
-    return json.loads(path.read_text())
+               settings.device, "-o", out.name]
+    fold = Fold.open(settings.dataset, settings.planar, number, settings.plans).subset(patients)
+    generator = load_inpainter(folder, fold, usable_device(settings.device))
+    audit_into(out, fold, generator, AUDITED, 0, settings.device, command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -36,6 +37,9 @@ def alone(out: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"Another benchmark is writing into {out}; wait until it has ended, or "
                         "choose another output folder with -o.") from None
+    except (OSError, NotImplementedError) as error:      # some network file systems
+        print(f"{out} cannot be locked ({error}); see to it that no other benchmark writes there.",
+              file=sys.stderr)
     try:
         yield
     finally:

@@ -150,7 +150,8 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
         rows.append(number_row(about, metric, value, *bounds, n=n))
         if len(arm.sums) > 1:
-            spread, runs = _spread(arm.per_run(metric, arm.common))
+            spread, runs = _spread(_by_run(arm.values[metric]) if metric in PER_PATIENT
+                                   else arm.per_run(metric, arm.common))
             rows.append(number_row(about, f"{metric}_seed_std", spread, n=runs))
     for of in ("patient", "slice"):
         for count in COUNTS:
@@ -201,7 +202,11 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             value, bounds, p, count = _run_difference(arm, metric, n, resamples)
         found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
         if len(arm.sums) > 1:
-            spread, runs = _spread(arm.per_run(metric, halves[1]) - arm.per_run(metric, halves[0]))
+            if metric in PER_PATIENT:
+                by_run = _by_run(arm.values[metric][n:] - arm.values[metric][:n])
+            else:
+                by_run = arm.per_run(metric, halves[1]) - arm.per_run(metric, halves[0])
+            spread, runs = _spread(by_run)
             found.append(number_row(about, f"{metric}_diff_seed_std_vs_{reference}", spread, n=runs,
                                     unit=UNITS[metric]))
         found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
@@ -286,6 +291,12 @@ def number_row(about: dict, metric: str, value: float, low: float | None = None,
             "unit": unit or UNITS.get(base, "fraction"),
             **{k: about[k] for k in ("dataset", "split", "device", "seeds", "preset", "command",
                                      "versions", "date")}}
+
+
+def _by_run(values: np.ndarray) -> np.ndarray:
+    """(R,) means over the patients who have the metric in all runs; `values` (n, R), NaN where
+    undefined. Else a run that misses a hard scar would seem better, and seeds to differ."""
+    return nanmean(values[~np.isnan(values).any(axis=1)], 0)
 
 
 def _spread(runs: np.ndarray) -> tuple[float, int]:

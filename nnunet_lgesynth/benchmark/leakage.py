@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,17 +43,13 @@ def refuse_leaky_training(training: Training, fold: Fold) -> None:
 
 
 def refuse_other_run(training: Training) -> None:
-    """Refuse a training whose log was told something else than its arm: a variable of the shell
-    changed it unseen."""
+    """Refuse a training that in any epoch was told something else than its arm: a variable of the
+    shell changed it unseen."""
     log = training.folder / "lgesynth.jsonl"
-    rows = read_rows(log)
-    told = rows[-1].get("told") if rows else None          # logs of earlier versions lack it
-    if told is None:
-        return
-    wanted = {name: getattr(training.recipe, name) for name in told if name != "seed"}
-    wanted["seed"] = training.seed
-    other = [f"{name} {told[name]}, not {wanted[name]}" for name in told
-             if told[name] != wanted[name]]
+    wanted = {**asdict(training.recipe), "seed": training.seed}
+    other = dict.fromkeys(f"{name} {value}, not {wanted[name]}" for row in read_rows(log)
+                          for name, value in row.get("told", {}).items()     # not by old versions
+                          if value != wanted[name])
     if other:
         raise UserError(f"By {log} the training of arm {training.arm}, fold {training.fold}, was "
                         f"run with {'; '.join(other)} (None: nothing told); unset the LGESYNTH_ "

@@ -181,8 +181,10 @@ def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: boo
     if told["reward"] is not None:
         log = Path(told["reward"]["checkpoint"]).parent / "lgesynth.jsonl"
         splits = {r.get("split") for r in read_rows(log)}
-        # stock nnU-Net writes no such log, and trains on all of a fold's patients
-        if splits != {fold.split_hash} and not (all_of_them and splits <= {None}):
+        if all_of_them:
+            splits |= {fold.split_hash}
+            splits -= {None}           # told by no stock nnU-Net, which trains on all of a fold's
+        if splits != {fold.split_hash}:
             raise UserError(f"{log} does not show that the judge of {folder} was trained on the "
                             f"{len(fold.train)} patients of the arm alone; {remedy}.")
 

@@ -141,11 +141,18 @@ def _run(settings: Settings, folds: dict[int, Fold], test: list[str], parallel: 
 
 def _recorded(settings: Settings, records: Records) -> list[str]:
     """Further arms that are recorded on these folds with these settings."""
-    named = set(map(Variant.of, settings.arms))          # under whichever name
-    names = dict.fromkeys(r.get("arm", REFERENCE).removesuffix(FILTERED)
-                          for r in read_rows(records.cases))
-    return [name for name in names if Variant.of(name) not in named
-            and records.of([(name, settings.recipe(name))], settings.folds)[0]]
+    held = set(map(Variant.of, settings.arms))           # each once, under whichever name
+    further = []
+    for name in dict.fromkeys(r.get("arm", REFERENCE).removesuffix(FILTERED)
+                              for r in read_rows(records.cases)):
+        try:
+            variant, recipe = Variant.of(name), settings.recipe(name)
+        except UserError:
+            continue                                     # another version's
+        if variant not in held and records.of([(name, recipe)], settings.folds)[0]:
+            held.add(variant)
+            further.append(name)
+    return further
 
 
 def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
