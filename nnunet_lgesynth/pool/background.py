@@ -117,13 +117,14 @@ def work(order: Order, pipe: Connection, epoch, slept, remote: Remote | None = N
         studio.begin_epoch(epoch.value)
         tell("ready", {f"real_{name}": _mean([getattr(r, name) for r in studio.prior.records])
                        for name in MEASURES})
-        if _warm_up(studio, order.injection.warm_up, tell):
+        lanes = order.cores if remote is None else len(remote.lanes)      # the training waits
+        if _warm_up(studio, order.injection.warm_up, lanes, order.parent, tell):
             budget = Budget(share, order.cores, 0.0)
         tell("warm", None)
         if remote is None:
             _serve(studio, budget, order.parent, tell, epoch, slept)
         else:
-            _serve_lanes(studio, len(remote.lanes), order.parent, tell, epoch)
+            _serve_lanes(studio, lanes, order.parent, tell, epoch)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass                                          # the training has ended
     except UserError as error:
@@ -135,14 +136,33 @@ def work(order: Order, pipe: Connection, epoch, slept, remote: Remote | None = N
         raise
 
 
-def _warm_up(studio: Studio, cases: int, tell: Callable) -> bool:
-    """Draft without a budget until so many scarred cases are there; whether there was need to."""
+def _warm_up(studio: Studio, cases: int, lanes: int, parent: int, tell: Callable) -> bool:
+    """Draft without a budget until so many scarred cases are there; whether there was need to. Each
+    lane computes on one core, as later drafts do: a case must not depend on when it was made."""
     begun = studio.kept["scar"] < cases
-    for _ in range(DRAFTS_PER_WARM_CASE * cases):
-        if studio.kept["scar"] >= cases:
-            break
-        _draft(studio, tell)
+    drafts = iter(range(DRAFTS_PER_WARM_CASE * cases))
+
+    def draft_on(over: Event) -> None:
+        while (studio.kept["scar"] < cases and not over.is_set() and _alive(parent)
+               and next(drafts, None) is not None):
+            if not _draft(studio, tell):
+                over.wait(PAUSE)                      # the other lanes draft all that is wanted
+
+    if begun:
+        _in_lanes(lanes, draft_on)
     return begun
+
+
+def _in_lanes(lanes: int, draft_on: Callable[[Event], None]) -> None:
+    """Run it in so many threads until all have ended; where one fails, the others are told."""
+    over = Event()
+    with ThreadPoolExecutor(lanes) as threads:
+        drafting = [threads.submit(draft_on, over) for _ in range(lanes)]
+        try:
+            for one in as_completed(drafting):
+                one.result()
+        finally:
+            over.set()
 
 
 def _serve(studio: Studio, budget: Budget, parent: int, tell: Callable, epoch, slept) -> None:
@@ -157,21 +177,13 @@ def _serve(studio: Studio, budget: Budget, parent: int, tell: Callable, epoch, s
 
 def _serve_lanes(studio: Studio, lanes: int, parent: int, tell: Callable, epoch) -> None:
     """As many drafts at once as there are lanes, each waits for the training most of the time."""
-    over = Event()
-
-    def draft_on() -> None:
+    def draft_on(over: Event) -> None:
         while not over.is_set() and _alive(parent):
             studio.begin_epoch(epoch.value)
             if not _draft(studio, tell):
                 over.wait(PAUSE)
 
-    with ThreadPoolExecutor(lanes) as threads:
-        drafting = [threads.submit(draft_on) for _ in range(lanes)]
-        try:
-            for one in as_completed(drafting):
-                one.result()
-        finally:
-            over.set()
+    _in_lanes(lanes, draft_on)
 
 
 def _alive(parent: int) -> bool:
