@@ -116,3 +116,15 @@ def test_a_kill_while_predicting_leaves_no_half_prediction(workspace, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         go(workspace, ["real"], images=images, labels=labels)
     assert list((workspace / "out" / "seed_0" / "external").rglob("*.nii.gz")) == []
+
+
+def test_labels_given_later_stay_and_other_ones_are_refused(workspace):
+    finish(workspace, "real", 8, 0.0)
+    write_network(fold_folder(workspace, "real"))
+    go(workspace, ["real"])
+    for name in ("first", "second"):
+        write_image(workspace / name / "e0_0000.nii.gz", np.zeros((3, 16, 16), np.float32))
+        write_image(workspace / f"{name} labels" / "e0.nii.gz", heart(3))
+    go(workspace, ["real"], images=workspace / "first", labels=workspace / "first labels")
+    with pytest.raises(UserError, match=r"labels \S*first labels -> \S*second labels"):
+        go(workspace, ["real"], images=workspace / "first", labels=workspace / "second labels")

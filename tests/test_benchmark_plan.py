@@ -17,6 +17,7 @@ from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.plan import Job
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.generators.fitted import generator_folder
+from nnunet_lgesynth.processes import sigterm_as_exit
 
 
 def test_the_plan_lists_missing_jobs_in_an_order_that_can_run(workspace):
@@ -153,7 +154,7 @@ def test_jobs_that_run_at_a_time_see_different_gpus(tmp_path, monkeypatch):
     assert {(tmp_path / name).read_text() for name in "ab"} == {"0", "1"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot signal itself there")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught there")
 def test_jobs_end_with_the_benchmark_that_is_told_to(tmp_path):
     """Else a training goes on, and the next benchmark starts a second one in its folder."""
     here, by_itself = tmp_path / "started", tmp_path / "ended by itself"
@@ -162,10 +163,10 @@ def test_jobs_end_with_the_benchmark_that_is_told_to(tmp_path):
 
     def stop():
         until(lambda: here.is_file() and here.read_text())
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=stop).start()
     jobs = [Job(name, 0, (sys.executable, "-c", code), {}) for name in ("first", "never")]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit), sigterm_as_exit():
         run_jobs(jobs, tmp_path / "logs")
     assert not psutil.pid_exists(int(here.read_text())) and not by_itself.exists()
     assert not (tmp_path / "logs" / "never.log").exists()

@@ -19,7 +19,8 @@ def test_the_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path, monkey
         monkeypatch.setenv(name, "1")       # set by the demo; undone after the test
     monkeypatch.setattr(demo, "PROCESSES", 1)       # each imports nnU-Net first
     monkeypatch.setattr(demo, "WARM_UP", 4)
-    size = {"patients": 6, "arms": ("real", "paint"), "epochs": 2, "iterations": 2}
+    # of some hundred patches; few may all miss the scars
+    size = {"patients": 6, "arms": ("real", "paint"), "epochs": 2, "iterations": 10}
     said = []
     outcome = run_demo(tmp_path, said.append, **size)
     page = outcome["report"].read_text()

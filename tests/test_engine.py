@@ -19,6 +19,7 @@ from waiting import PATIENCE, until
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.pool import background
 from nnunet_lgesynth.pool.attach import POOL_FOLDER, attach
 from nnunet_lgesynth.pool.background import MOST_CREDIT, Budget
 from nnunet_lgesynth.pool.engine import RESTARTS, Engine
@@ -103,6 +104,19 @@ def test_a_warm_up_is_waited_for(start, log):
     assert row["injected_fraction"] > 0.2 and row["seconds_waited"] > 0
     assert ["Waiting until" in text for text in log] == [True]
     assert engine.epoch_row()["seconds_waited"] == 0
+
+
+def test_a_warm_up_in_lanes_makes_the_cases_of_one_lane(fold, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_alive", lambda _: True)
+
+    def warmed(lanes) -> dict:
+        studio = Studio(fold, Painter(), None, INJECTION, tmp_path / str(lanes), lambda _: None)
+        background._warm_up(studio, 3, lanes, 0, lambda *_: None)
+        return {(r["kind"], r["number"]): r["seed"] for r in read_manifest(studio.pool.folder)}
+    one, many = warmed(1), warmed(4)
+    shared = one.keys() & many.keys()
+    assert len(shared) >= 4 and {k: one[k] for k in shared} == {k: many[k] for k in shared}
+    assert sum(kind == "scar" for kind, _ in many) >= 3
 
 
 def test_a_process_that_dies_is_started_again_and_the_pool_goes_on(start, log, fold, tmp_path):

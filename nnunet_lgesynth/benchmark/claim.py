@@ -109,8 +109,8 @@ def _prepared(fold: Fold) -> dict:
             "configuration": manager.get_configuration(fold.configuration).configuration}
     digest = sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     roles = {k: v for k, v in dataclasses.asdict(fold.info.roles).items() if v is not None}
-    return {f"plans of {fold.configuration}": digest[:12],
-            "labels": " ".join(f"{name}={value}" for name, value in sorted(roles.items()))}
+    meaning = " ".join(f"{name}={value}" for name, value in sorted(roles.items()))
+    return {f"plans of {fold.configuration}": digest[:12], "meaning of labels": meaning}
 
 
 def _holds_results(settings: Settings) -> bool:
