@@ -159,6 +159,8 @@ def add_audit(commands) -> None:
     parser.add_argument("-n", type=int, default=200, metavar="N", help="scars (default 200)")
     parser.add_argument("--generator", default="lgesynth", metavar="NAME",
                         help="lgesynth (default; fitted for this fold) or paint")
+    parser.add_argument("--patients", type=int, metavar="N", help=(
+        "the so many training cases that the generator was fitted on (default all)"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", required=True, metavar="DIR",
                         help="output folder, for audit.json and audit.html")
@@ -173,11 +175,12 @@ def _audit(arguments) -> int:
     from nnunet_lgesynth.dataset.case import Fold
     from nnunet_lgesynth.pool.generator import load_generator
 
-    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p)
+    fold = Fold.open(arguments.d, arguments.c, arguments.f, arguments.p).subset(arguments.patients)
     generator, _ = load_generator(arguments.generator, fold, arguments.device, judged=False)
     out = Path(arguments.o)
     command = ["lgesynth", "audit", "-d", arguments.d, "-c", arguments.c, "-f", str(arguments.f),
                "-p", arguments.p, "--generator", arguments.generator, "-n", str(arguments.n),
+               *(["--patients", str(arguments.patients)] if arguments.patients else []),
                "--seed", str(arguments.seed), "-device", arguments.device, "-o", arguments.o]
     found, page = audit_into(out, fold, generator, arguments.n, arguments.seed, arguments.device,
                              command)

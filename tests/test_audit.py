@@ -212,8 +212,10 @@ def test_the_command_writes_numbers_and_one_page(trained, tmp_path, capsys):
     assert all(link.startswith("data:image/png;base64,")
                for link in re.findall(r'(?:src|href)="([^"#]+)"', page))
     assert {p.name for p in out.iterdir()} == {"audit.json", "audit.html"}
-    assert ask(out, "--generator", "paint", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["memorisation"]["samples"][0] == row
+    few = len(trained.train) - 1
+    assert ask(out, "--generator", "paint", "--json", "--patients", str(few)) == 0
+    assert json.loads(capsys.readouterr().out)["memorisation"]["samples"][0] != row
+    assert f"--patients {few} " in (out / "audit.html").read_text()
 
 
 def test_a_fitted_inpainter_is_audited_without_its_judge_and_may_fail(trained, tmp_path, capsys):
@@ -234,6 +236,7 @@ def test_a_fitted_inpainter_is_audited_without_its_judge_and_may_fail(trained, t
 @pytest.mark.parametrize("more, message", [
     (("-n", "0"), "-n must be at least 1"), (("--seed", "-1"), "--seed at least 0"),
     (("--generator", "gan"), "no generator 'gan'"), (("-f", "7"), "Fold 7 is not in"),
+    (("--patients", "1"), "must lie in 2.."),
     ((), "No generator is fitted")])
 def test_mistakes_are_told_in_one_line(trained, tmp_path, capsys, more, message):
     asked = more if "--generator" in more or not more else ("--generator", "paint", *more)

@@ -126,6 +126,9 @@ def test_records_hold_a_training_only_with_all_its_patients_and_its_summary(trai
     assert summaries == [training_summary(training)]
     assert records.of([("paint", RECIPE)], [1]) == ([], [])
     assert records.of([("paint", replace(RECIPE, epochs=9))], [0]) == ([], [])
+    records.trainings.write_text('{"arm": "paint"}\n')
+    with pytest.raises(UserError, match=r"trainings_Toy\.jsonl has a row without 'fold'"):
+        records.of([("paint", RECIPE)], [0])
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_a_broken_middle_is_named(tmp_path):

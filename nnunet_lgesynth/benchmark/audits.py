@@ -11,9 +11,8 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audit import Audit, audit
 from nnunet_lgesynth.benchmark.audit_report import write_audit
-from nnunet_lgesynth.benchmark.plan import fold_generator
-from nnunet_lgesynth.benchmark.settings import Settings, needs_generator
-from nnunet_lgesynth.benchmark.variants import Variant
+from nnunet_lgesynth.benchmark.plan import Generator, generators
+from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.config import make_folder
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
@@ -41,22 +40,19 @@ def audit_generators(settings: Settings) -> list[dict]:
     another one was fitted since; `passed` is None where it could not be audited now. What is
     neither fitted here nor audited is left out."""
     found = []
-    for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
-                                  if needs_generator(v.trainer)):
-        for number in settings.folds:
-            folder = fold_generator(settings, number, patients)
-            name = f"{folder.parent.name.split('__')[0].removeprefix('LGESynth_')}_{folder.name}"
-            path = settings.out / "audits" / name / "audit.json"
-            try:
+    for generator in generators(settings):
+        path = settings.out / "audits" / generator.name / "audit.json"
+        try:
+            told = _told(path)
+            if (is_fitted(generator.folder)
+                    and told.get("hash") != read_fitted(generator.folder, "hash")["hash"]):
+                _audit(settings, generator, path.parent)
                 told = _told(path)
-                if is_fitted(folder) and told.get("hash") != read_fitted(folder, "hash")["hash"]:
-                    _audit(settings, folder, number, patients, path.parent)
-                    told = _told(path)
-            except Exception as error:     # whatever it is, the trainings are done: report them
-                told = {"passed": None, "sentences": [f"Not audited: {error}"], "notes": []}
-            if told:
-                found.append({"generator": name, "passed": told["passed"],
-                              "sentences": [*told["sentences"], *told["notes"]]})
+        except Exception as error:         # whatever it is, the trainings are done: report them
+            told = {"passed": None, "sentences": [f"Not audited: {error}"], "notes": []}
+        if told:
+            found.append({"generator": generator.name, "passed": told["passed"],
+                          "sentences": [*told["sentences"], *told["notes"]]})
     return found
 
 
@@ -69,12 +65,15 @@ def _told(path: Path) -> dict:
         return {}
 
 
-def _audit(settings: Settings, folder: Path, number: int, patients: int | None, out: Path) -> None:
+def _audit(settings: Settings, needed: Generator, out: Path) -> None:
     from nnunet_lgesynth.pool.generator import load_inpainter, usable_device
 
-    command = ["lgesynth", "audit", "-d", settings.dataset, "-c", settings.planar, "-f",
-               str(number), "-p", settings.plans, "-n", str(AUDITED), "--seed", "0", "-device",
-               settings.device, "-o", out.name]
-    fold = Fold.open(settings.dataset, settings.planar, number, settings.plans).subset(patients)
-    generator = load_inpainter(folder, fold, usable_device(settings.device))
+    command = ["env", f"LGESYNTH_GENERATOR={needed.folder}", "lgesynth", "audit",
+               "-d", settings.dataset, "-c", settings.planar, "-f", str(needed.fold),
+               "-p", settings.plans,
+               *(["--patients", str(needed.patients)] if needed.patients else []),
+               "-n", str(AUDITED), "--seed", "0", "-device", settings.device, "-o", out.name]
+    fold = Fold.open(settings.dataset, settings.planar, needed.fold, settings.plans)
+    fold = fold.subset(needed.patients)
+    generator = load_inpainter(needed.folder, fold, usable_device(settings.device))
     audit_into(out, fold, generator, AUDITED, 0, settings.device, command)

@@ -123,9 +123,11 @@ class Records:
         and of ensembles of folds."""
         wanted = {(arm + suffix, r.hash) for arm, recipe in recipes
                   for suffix, r in (("", recipe), (FILTERED, recipe.filtered))}
-        rows, summaries = ([r for r in read_rows(path) if r["fold"] in {*folds, ENSEMBLE}
+        rows, summaries = ([r for r in _complete(path, read_rows(path), key)
+                            if r["fold"] in {*folds, ENSEMBLE}
                             and (r["arm"], r["config_hash"]) in wanted]
-                           for path in (self.cases, self.trainings))
+                           for path, key in ((self.cases, CASE_KEY),
+                                             (self.trainings, TRAINING_KEY)))
         return rows, summaries
 
 
@@ -166,13 +168,19 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
 
 def merge_rows(path: Path, rows: Iterable[dict], key: Iterable[str]) -> list[dict]:
     """Put rows into a JSON-lines file, replacing those with the same key; returns all rows."""
-    try:
-        merged = {tuple(r[k] for k in key): r for r in [*read_rows(path), *rows]}
-    except KeyError as error:
-        raise UserError(f"{path} has a row without {error}; it is not a benchmark's, or an older "
-                        "version's: move it away.") from error
+    key = tuple(key)
+    merged = {tuple(r[k] for k in key): r
+              for r in _complete(path, [*read_rows(path), *rows], key)}
     write_text(path, "".join(json.dumps(r) + "\n" for r in merged.values()))
     return list(merged.values())
+
+
+def _complete(path: Path, rows: list[dict], key: Iterable[str]) -> list[dict]:
+    """The rows, each with all of `key`."""
+    for lacking in (k for r in rows for k in key if k not in r):
+        raise UserError(f"{path} has a row without {lacking!r}; it is not a benchmark's, or an "
+                        "older version's: move it away.")
+    return rows
 
 
 def training_summary(training: Training) -> dict:

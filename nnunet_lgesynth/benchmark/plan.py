@@ -28,14 +28,14 @@ from nnunet_lgesynth.benchmark.settings import (
     warm_up_argv,
 )
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, file_name
-from nnunet_lgesynth.config import PRESETS, UserError, limited, preset_flags
+from nnunet_lgesynth.config import PRESETS, FitConfig, UserError, limited, preset_flags
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 
-__all__ = ["Job", "check_generators", "check_trainers", "ensembles", "fold_generator", "is_done",
-           "plan", "training_job", "trainings"]
+__all__ = ["Generator", "Job", "check_generators", "check_trainers", "ensembles", "generators",
+           "is_done", "plan", "training_job", "trainings"]
 
 STOCK = "nnUNetTrainer"
 
@@ -82,12 +82,12 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
             jobs.append(training_job(settings, training))
     waiting = dict.fromkeys((j.training.fold, j.training.arm) for j in jobs if j.stage == 2)
     for fold, patients in dict.fromkeys((k, Variant.of(arm).patients) for k, arm in waiting):
-        folder = fold_generator(settings, fold, patients)
-        if is_fitted(folder):
-            _refuse_lost_judge(settings, fold, patients)
-            judge_of(folder, folds[fold], "cpu")
+        generator = _generator(settings, fold, patients)
+        if is_fitted(generator.folder):
+            _refuse_lost_judge(settings, generator)
+            judge_of(generator.folder, folds[fold], "cpu")
         else:
-            jobs += _fit_jobs(settings, fold, patients, folds[fold], {j.name for j in jobs})
+            jobs += _fit_jobs(settings, generator, folds[fold], {j.name for j in jobs})
     return sorted(jobs, key=lambda job: job.stage)
 
 
@@ -121,8 +121,8 @@ def training_job(settings: Settings, training: Training) -> Job:
     env = {"nnUNet_results": str(_results(settings, training.seed, variant)),
            "LGESYNTH_SEED": str(training.seed), **variant.environment}
     if needs_generator(trainer):
-        env["LGESYNTH_GENERATOR"] = str(fold_generator(settings, training.fold,
-                                                       variant.patients))
+        env["LGESYNTH_GENERATOR"] = str(
+            _generator(settings, training.fold, variant.patients).folder)
     name = f"{file_name(training.arm)}_fold_{training.fold}_seed_{training.seed}"
     return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env, training)
 
@@ -139,11 +139,35 @@ def is_done(folder: Path, fold: Fold) -> bool:
             and all((folder / "validation" / f"{case}{ending}").is_file() for case in fold.val))
 
 
-def fold_generator(settings: Settings, fold: int, patients: int | None = None) -> Path:
-    """The fold's generator, in the user's own results; that of so many `patients`."""
-    return generator_folder(
-        nnunet_path("nnUNet_results"), settings.dataset,
-        limited(PRESETS[settings.preset], patients).preset, settings.plans, settings.planar, fold)
+@dataclass(frozen=True)
+class Generator:
+    """A generator that arms need, fitted or not: of one fold, on so many `patients` of it, all of
+    them where None; its folder in the user's own results."""
+
+    fold: int
+    patients: int | None
+    config: FitConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """`roi-cpu-n20_fold_0`."""
+        return f"{self.config.preset}_fold_{self.fold}"
+
+
+def generators(settings: Settings) -> list[Generator]:
+    """Every generator that the arms need, fitted or not."""
+    return [_generator(settings, fold, patients)
+            for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
+                                          if needs_generator(v.trainer))
+            for fold in settings.folds]
+
+
+def _generator(settings: Settings, fold: int, patients: int | None) -> Generator:
+    config = limited(PRESETS[settings.preset], patients)
+    return Generator(fold, patients, config, generator_folder(
+        nnunet_path("nnUNet_results"), settings.dataset, config.preset, settings.plans,
+        settings.planar, fold))
 
 
 def check_trainers(settings: Settings) -> None:
@@ -157,17 +181,15 @@ def check_trainers(settings: Settings) -> None:
 def check_generators(settings: Settings, folds: dict[int, Fold]) -> None:
     """Refuse a generator that was fitted on validation cases of the fold it is to serve, or with
     other settings than the preset's, under whose name its arm would be recorded."""
-    for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
-                                  if needs_generator(v.trainer)):
-        for number, fold in folds.items():
-            folder = fold_generator(settings, number, patients)
-            if not is_fitted(folder):
-                continue                       # not fitted yet
-            told = read_fitted(folder, "train", "config", "reward")
-            refuse_other_settings(told["config"], limited(PRESETS[settings.preset], patients),
-                                  folder)
-            refuse_leak(told["train"], fold, folder)
-            _refuse_more_patients(told, folder, fold.subset(patients), all_of_them=not patients)
+    for generator in generators(settings):
+        if not is_fitted(generator.folder):
+            continue                           # not fitted yet
+        fold = folds[generator.fold]
+        told = read_fitted(generator.folder, "train", "config", "reward")
+        refuse_other_settings(told["config"], generator.config, generator.folder)
+        refuse_leak(told["train"], fold, generator.folder)
+        _refuse_more_patients(told, generator.folder, fold.subset(generator.patients),
+                              all_of_them=not generator.patients)
 
 
 def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: bool) -> None:
@@ -201,25 +223,26 @@ def _stock_fold(settings: Settings, fold: int) -> Path:
             / f"{STOCK}__{settings.plans}__{settings.planar}" / f"fold_{fold}")
 
 
-def _refuse_lost_judge(settings: Settings, fold: int, patients: int | None) -> None:
+def _refuse_lost_judge(settings: Settings, generator: Generator) -> None:
     """A fitted generator works only with the judge that tuned it."""
-    folder = fold_generator(settings, fold, patients)
-    reward = read_fitted(folder).get("reward")
-    places = [_stock_fold(settings, fold) / "checkpoint_final.pth"]
+    reward = read_fitted(generator.folder).get("reward")
+    places = [_stock_fold(settings, generator.fold) / "checkpoint_final.pth"]
     if reward is not None:
         places.append(Path(reward["checkpoint"]))
     if not any(path.is_file() for path in places):
-        raise UserError(f"{folder} cannot be used: the judge that tuned it, {places[-1]}, is gone; "
-                        "delete that folder, and the benchmark trains a judge and fits anew.")
+        raise UserError(f"{generator.folder} cannot be used: the judge that tuned it, "
+                        f"{places[-1]}, is gone; delete that folder, and the benchmark trains a "
+                        "judge and fits anew.")
 
 
-def _fit_jobs(settings: Settings, fold: int, patients: int | None, opened: Fold,
-              planned: set[str]) -> list[Job]:
+def _fit_jobs(settings: Settings, generator: Generator, opened: Fold, planned: set[str]
+              ) -> list[Job]:
     """The fit, and before it the real-only training that judges where neither is there yet. Beside
     3D arms that one is none of them, so it is not recorded. A fit on few patients is judged by a
     training on the same."""
+    fold, patients = generator.fold, generator.patients
     stock = _stock_fold(settings, fold)
-    reward, jobs, preset = stock, [], limited(PRESETS[settings.preset], patients).preset
+    reward, jobs = stock, []
     flat = replace(settings, configuration=settings.planar)
     if flat != settings:
         Fold.open(settings.dataset, flat.configuration, fold, settings.plans)   # is it there?
@@ -231,12 +254,12 @@ def _fit_jobs(settings: Settings, fold: int, patients: int | None, opened: Fold,
         if job.name not in planned and not is_done(real.folder, opened):
             jobs.append(job)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "fit", "-d", settings.dataset, "-c",
-            settings.planar, "-f", str(fold), *preset_flags(preset).split(), "--reward",
-            str(reward), "-device", settings.device, *_plans(settings)]
-    if fold_generator(settings, fold, patients).is_dir():
+            settings.planar, "-f", str(fold), *preset_flags(generator.config.preset).split(),
+            "--reward", str(reward), "-device", settings.device, *_plans(settings)]
+    if generator.folder.is_dir():
         argv.append("--resume")
     env = {"nnUNet_results": str(nnunet_path("nnUNet_results"))}
-    return [*jobs, Job(f"fit_{preset}_fold_{fold}", 1, tuple(argv), env)]
+    return [*jobs, Job(f"fit_{generator.name}", 1, tuple(argv), env)]
 
 
 def _results(settings: Settings, seed: int, variant: Variant) -> Path:
