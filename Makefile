@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/lgesynth demo -o lgesynth_demo
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ __all__ = ["MEASURES", "NON_ISCHAEMIC", "PRIORS", "Asked", "Prior"]
 
 MEASURES = ("burden", "slice_share", "contrast")   # of a record: how like real scars a pool is
 ATTEMPTS = 20
+ASKED_ATTEMPTS = 8               # of a user's wishes, which give way after them; see `_eased`
 LEAST_DEPTH = 0.15
 LEAST_BURDEN = 0.004
 NON_ISCHAEMIC = ("midwall", "subepicardial", "patchy")
@@ -102,7 +103,7 @@ class Prior:
         if not anatomy.paintable.any():
             raise Unreachable("This heart has no scar-free slice with a wall around the cavity.")
         asked = asked or Asked()
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS if asked == Asked() else ASKED_ATTEMPTS):
             record = self._record(rng)
             drawn = PRIORS[self.name](_Draw(record, self.records, anatomy, rng, asked))
             spec = self._insisted(drawn, asked, rng)
