@@ -31,7 +31,7 @@ from benchmarks.judges import load_judges
 from benchmarks.tables import table
 from nnunet_lgesynth.benchmark.compare import number_row
 from nnunet_lgesynth.benchmark.statistics import interval
-from nnunet_lgesynth.config import QCConfig, UserError, named_preset
+from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.generators.fitted import preset_of, read_fitted
 from nnunet_lgesynth.generators.paint import Painter
@@ -43,6 +43,7 @@ from nnunet_lgesynth.pool.generator import (
     refuse_other_settings,
     usable_device,
 )
+from nnunet_lgesynth.presets import named_preset
 
 RESAMPLES = 2000
 TERTILES = ("small", "middle", "large")

@@ -21,7 +21,7 @@ import torch
 from nnunet_lgesynth.dataset_conversion.Dataset115_EMIDEC import FRAME, LABELS, ROLES
 
 from nnunet_lgesynth.benchmark.compare import number_row
-from nnunet_lgesynth.config import PRESETS, FitConfig, NetworkConfig
+from nnunet_lgesynth.config import FitConfig, NetworkConfig
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo
 from nnunet_lgesynth.generators.condition import Condition
@@ -32,6 +32,7 @@ from nnunet_lgesynth.generators.subject import Subject, measure_prior
 from nnunet_lgesynth.judge.checkpoint import build_network
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.phantom import PATHOLOGICAL, draw_patient, render
+from nnunet_lgesynth.presets import PRESETS
 
 __all__ = ["FULL", "TINY", "Check", "Plan", "Size", "attempted", "conditions_of", "free",
            "precision", "range_row", "slices_of", "timed", "untrained", "untrained_judge"]

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import exit_code, testset
-from nnunet_lgesynth.config import make_folder, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import make_folder, write_json
 from nnunet_lgesynth.pool.generator import usable_device
 
 JUDGES = ("own", "independent")

@@ -37,9 +37,10 @@ from scipy.stats import bootstrap
 
 from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.compare import number_row
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.discovery import add_to_environment
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["main", "measure", "rows_of"]
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tables import part_of
-from nnunet_lgesynth.config import UserError, write_json, write_text
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.files import write_json, write_text
 
 __all__ = ["FIELDS", "beside", "of_slices", "read", "refuse_others", "write"]
 

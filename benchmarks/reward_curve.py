@@ -23,12 +23,13 @@ from benchmarks import exit_code, result_file, testset
 from benchmarks.generator import Bench
 from benchmarks.judges import load_judges
 from benchmarks.tables import whole
-from nnunet_lgesynth.config import PRESETS, write_json
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.fitted import is_fitted
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, leave
 from nnunet_lgesynth.pool.generator import usable_device
+from nnunet_lgesynth.presets import PRESETS
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ from scipy.stats import theilslopes
 
 from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.compare import number_row
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.demo import DATASET, prepare
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["grows", "main", "rows_of", "train"]

@@ -24,8 +24,9 @@ import numpy as np
 
 from benchmarks import exit_code
 from nnunet_lgesynth.anatomy.scar import ScarSpec, Unreachable, paint_mask
-from nnunet_lgesynth.config import QCConfig, UserError, write_text
+from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import write_text
 from nnunet_lgesynth.generators.subject import Subject, measure_prior, read_subjects
 from nnunet_lgesynth.provenance import machine, versions
 

@@ -28,7 +28,8 @@ from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.compare import mean_difference, number_row
 from nnunet_lgesynth.benchmark.statistics import detectable, holm
 from nnunet_lgesynth.benchmark.verdict import proven
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["SCENARIOS", "main", "signs", "simulate"]

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from nnunet_lgesynth.cli_flags import budget_flags, device_flag, fold_flags, fold_name
-from nnunet_lgesynth.config import PRESETS, UserError, limited, seeded
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.presets import PRESETS, limited, seeded
 
 __all__ = ["add_benchmark", "add_export", "add_fit", "add_train", "benchmark", "fit", "train"]
 

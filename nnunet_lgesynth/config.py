@@ -1,29 +1,19 @@
-"""Settings that are saved beside weights and pools, and the presets that name them.
+"""Settings that are saved beside weights and pools; `presets` names those of fits.
 
 Every setting is a frozen dataclass that is checked when it is made, so a contradiction is
-reported before any work starts. `PRESETS` is a table: one row a preset.
+reported before any work starts.
 Lengths in millimetres, image sizes in pixels, times in diffusion steps of 1000.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
-import re
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
-__all__ = ["PRESETS", "AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig",
-           "UserError", "as_told", "config_hash", "from_dict", "limited", "make_folder",
-           "named_preset", "new_folder", "preset_flags", "replacing", "seeded", "write_json",
-           "write_text"]
+__all__ = ["AuditConfig", "FitConfig", "InjectionConfig", "NetworkConfig", "QCConfig", "UserError",
+           "as_told", "config_hash", "from_dict"]
 
 
 class UserError(ValueError):
@@ -210,80 +200,6 @@ class AuditConfig:
             raise UserError(f"alarm must lie between 0 and 1, not {self.alarm}.")
 
 
-_TINY = NetworkConfig((16, 32), 4, (32, 64), 1, 16, 32, 1)
-_SMALL = NetworkConfig((), 4, (48, 96, 96), 1, 32, 64, 2)
-_LARGE = NetworkConfig((64, 128), 4, (128, 256, 384), 2, 64, 128, 4)
-
-# measured by `python -m benchmarks.generator`; sizes and steps are chosen on EMIDEC ROI fold 4
-PRESETS: dict[str, FitConfig] = {c.preset: c for c in (
-    #         name       nets    crop              steps of vae, unet, controlnet, reward
-    FitConfig("demo",    _TINY,  crop_pixels=48, crop_mm=1.6, batch_size=8, vae_steps=200,
-              unet_steps=250, controlnet_steps=500, reward_steps=20, learning_rate=5e-4,
-              sampler_steps=4, guidance_scale=1.0, save_every=100),
-    FitConfig("roi-cpu", _SMALL, crop_pixels=64, batch_size=16, vae_steps=0, unet_steps=2000,
-              controlnet_steps=1500, reward_steps=200, learning_rate=8e-4,
-              reward_learning_rate=5e-5, reward_last_steps=2, reward_blend=0.75, sampler_steps=4,
-              guidance_scale=1.0),
-    FitConfig("gpu-2d",  _LARGE, crop_pixels=96, batch_size=64, vae_steps=20000, unet_steps=40000,
-              controlnet_steps=40000, reward_steps=4000, learning_rate=1e-4, guidance_scale=1.0,
-              save_every=1000),
-)}
-
-# What the parts of roi-cpu bring: each lacks or changes one of them. Fit roi-cpu-plain first and
-# share its networks by `lgesynth fit --preset roi-cpu-... --start FOLDER`; see docs/samples.md
-_ABLATIONS = {
-    "plain": {"reward_steps": 0},                       # a ControlNet without reward
-    "no-caption": {"captions": "none"},
-    "constant-caption": {"captions": "constant"},
-    "mask": {"outline": "mask"},                        # instead of the edge map
-    "random-prior": {"prior": "ellipsoid"},             # instead of the anatomical one
-    "no-healthy": {"healthy_share": 0.0},               # no healthy re-inpaintings
-    "own-texture": {"texture_mm": 0.0},                 # the model's texture, not the source's
-    "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
-    "half-reward": {"reward_blend": 0.5},               # less of the reward's change kept
-    "whole-reward": {"reward_blend": 1.0},              # all of it
-}
-PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
-    PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)
-    for name, changes in _ABLATIONS.items()}
-
-
-def seeded(config: FitConfig, seed: int) -> FitConfig:
-    """The preset with another seed, under a name of its own: `roi-cpu-seed1`; 0 is the preset's."""
-    if not 0 <= seed < 2 ** 31:
-        raise UserError(f"The seed must lie in 0..{2 ** 31 - 1}, not {seed}.")
-    if seed == config.seed:
-        return config
-    return dataclasses.replace(config, seed=seed, preset=f"{config.preset}-seed{seed}")
-
-
-def limited(config: FitConfig, patients: int | None) -> FitConfig:
-    """The preset for so many of the fold's training cases, under a name of its own: `roi-cpu-n20`;
-    None leaves it as it is."""
-    if patients is None:
-        return config
-    return dataclasses.replace(config, patients=patients, preset=f"{config.preset}-n{patients}")
-
-
-VARIED = re.compile(r"(?P<name>.+?)(-n(?P<patients>\d+))?(-seed(?P<seed>\d+))?")
-
-
-def named_preset(preset: str) -> FitConfig | None:
-    """The config of this name, also of `<preset>-n<patients>-seed<n>`; None where there is none."""
-    told = VARIED.fullmatch(preset)
-    if told is None or told["name"] not in PRESETS:
-        return None
-    patients = told["patients"] and int(told["patients"])
-    return seeded(limited(PRESETS[told["name"]], patients), int(told["seed"] or 0))
-
-
-def preset_flags(preset: str) -> str:
-    """The flags of `lgesynth fit` that give a config of this name."""
-    told = VARIED.fullmatch(preset)
-    return f"--preset {told['name']}" + "".join(
-        f" --{flag} {told[flag]}" for flag in ("patients", "seed") if told[flag])
-
-
 def from_dict(cls, values: dict):
     """Rebuild a config (nested dataclasses, tuples) from its JSON form; unknown keys raise."""
     names = {f.name: f for f in dataclasses.fields(cls)}
@@ -317,61 +233,3 @@ def as_told(config) -> dict:
     was fitted or recorded before stays what it was."""
     return {k: v for k, v in dataclasses.asdict(config).items()
             if v is not None or k not in LATER_FIELDS}
-
-
-def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents; `UserError` where a file is in the way."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{path} cannot be a folder: a file is in the way; name another "
-                        "place.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
-            raise
-        raise UserError(f"{path} cannot be a folder ({error.strerror}); name another place.") \
-            from error
-    return path
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` once the block ends, and never where it fails;
-    `UserError` where `path` is there already and not an empty folder."""
-    path = Path(path).resolve()
-    if path.is_file() or (path.exists() and any(path.iterdir())):
-        raise UserError(f"{path} is not an empty folder; name a new one with -o, or move it away.")
-    make_folder(path.parent)
-    partial = make_folder(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"))
-    try:
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A file to write in the place of `path`, with its ending: a reader sees the old or the new
-    one, never a part of it."""
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, value) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -15,8 +15,9 @@ from pathlib import Path
 from time import perf_counter
 
 from nnunet_lgesynth.benchmark.run import benchmark
-from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.discovery import add_to_environment
+from nnunet_lgesynth.files import make_folder, write_json
 from nnunet_lgesynth.phantom import write_phantom
 
 __all__ = ["DATASET", "prepare", "run_demo", "run_step"]

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from nnunet_lgesynth.benchmark.collect import read_rows
-from nnunet_lgesynth.config import UserError, new_folder, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import dataset_name, nnunet_path
+from nnunet_lgesynth.files import new_folder, write_json
 from nnunet_lgesynth.judge.checkpoint import (
     CHECKPOINT,
     STOCK_NETWORK_PREFIX,

@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError, write_text
+from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold, split_hash
+from nnunet_lgesynth.files import write_text
 from nnunet_lgesynth.processes import sigterm_as_exit
 from nnunet_lgesynth.provenance import machine, versions
 

@@ -18,7 +18,8 @@ from nnunet_lgesynth.benchmark.audit import audit, diversity, texture
 from nnunet_lgesynth.benchmark.nearest import Patch
 from nnunet_lgesynth.benchmark.probes import Probe, asks, paint_scars, real_scars
 from nnunet_lgesynth.cli import main
-from nnunet_lgesynth.config import AuditConfig, UserError, config_hash, write_json
+from nnunet_lgesynth.config import AuditConfig, UserError, config_hash
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.generators.inpaint.networks import build
 from nnunet_lgesynth.generators.paint import Painter

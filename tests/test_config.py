@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nnunet_lgesynth.config import (
-    PRESETS,
     FitConfig,
     InjectionConfig,
     NetworkConfig,
@@ -16,10 +15,9 @@ from nnunet_lgesynth.config import (
     UserError,
     config_hash,
     from_dict,
-    preset_flags,
-    seeded,
-    write_json,
 )
+from nnunet_lgesynth.files import write_json
+from nnunet_lgesynth.presets import PRESETS, preset_flags, seeded
 
 
 @pytest.mark.parametrize("name", PRESETS)

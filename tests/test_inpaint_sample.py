@@ -9,7 +9,8 @@ from scipy import ndimage
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.condition import control_map, paste_array
 from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.generators.inpaint import sample

@@ -17,11 +17,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.benchmark.run import benchmark
 from nnunet_lgesynth.benchmark.variants import TRAINERS
-from nnunet_lgesynth.config import PRESETS
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.pool.store import Pool
+from nnunet_lgesynth.presets import PRESETS
 
 NAME, SPLIT = "Dataset900_Toy", {"train": ["t0", "t1"], "val": ["v0", "v1", "v2", "v3"]}
 ROLES = Roles(cavity=1, myocardium=2, scar=3, no_reflow=4)

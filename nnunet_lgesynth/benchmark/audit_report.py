@@ -29,7 +29,7 @@ from nnunet_lgesynth.benchmark.page import (
     verdict,
     write_page,
 )
-from nnunet_lgesynth.config import write_json
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["notes", "sentences", "write_audit"]
 

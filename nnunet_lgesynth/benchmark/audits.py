@@ -13,8 +13,8 @@ from nnunet_lgesynth.benchmark.audit import Audit, audit
 from nnunet_lgesynth.benchmark.audit_report import write_audit
 from nnunet_lgesynth.benchmark.plan import Generator, generators
 from nnunet_lgesynth.benchmark.settings import Settings
-from nnunet_lgesynth.config import make_folder
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import make_folder
 from nnunet_lgesynth.generators.fitted import is_fitted, read_fitted
 from nnunet_lgesynth.provenance import machine, versions
 

@@ -19,8 +19,9 @@ from nnunet_lgesynth.benchmark.collect import Records
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
 from nnunet_lgesynth.benchmark.variants import is_tested, reference_of
-from nnunet_lgesynth.config import UserError, make_folder, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import make_folder, write_json
 
 __all__ = ["FILE", "alone", "claim", "claimed", "state"]
 

@@ -21,8 +21,9 @@ import SimpleITK as sitk
 from nnunet_lgesynth.anatomy.heart import describe
 from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.benchmark.metrics import MIN_PERCENT_OF_WALL, case_metrics, volume_filter
-from nnunet_lgesynth.config import UserError, config_hash, write_text
+from nnunet_lgesynth.config import UserError, config_hash
 from nnunet_lgesynth.dataset.roles import DatasetInfo
+from nnunet_lgesynth.files import write_text
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["ENSEMBLE", "FILTERED", "LIKENESS", "Recipe", "Records", "Training", "collect_cases",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from nnunet_lgesynth.config import write_text
+from nnunet_lgesynth.files import write_text
 
 __all__ = ["ACCENT", "INK", "PRIVATE", "number", "picture", "plot", "provenance", "section",
            "table", "verdict", "write_page"]

@@ -9,9 +9,10 @@ import numpy as np
 
 from nnunet_lgesynth.benchmark.collect import Training, read_labels
 from nnunet_lgesynth.benchmark.variants import file_name, is_tested, reference_of
-from nnunet_lgesynth.config import UserError, replacing
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.dataset.roles import Roles
+from nnunet_lgesynth.files import replacing
 from nnunet_lgesynth.pool.store import read_manifest
 
 __all__ = ["case_pictures", "pool_pictures"]

@@ -28,11 +28,12 @@ from nnunet_lgesynth.benchmark.settings import (
     warm_up_argv,
 )
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, file_name
-from nnunet_lgesynth.config import PRESETS, FitConfig, UserError, limited, preset_flags
+from nnunet_lgesynth.config import FitConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
+from nnunet_lgesynth.presets import PRESETS, limited, preset_flags
 
 __all__ = ["Generator", "Job", "check_generators", "check_trainers", "ensembles", "generators",
            "is_done", "plan", "training_job", "trainings"]

@@ -19,8 +19,9 @@ from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 from nnunet_lgesynth.benchmark.page import PRIVATE, write_page
-from nnunet_lgesynth.config import UserError, replacing
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import replacing
 from nnunet_lgesynth.generators.subject import Subject, read_subjects
 from nnunet_lgesynth.pool.store import read_manifest
 

@@ -57,9 +57,10 @@ from nnunet_lgesynth.benchmark.plan import (
 from nnunet_lgesynth.benchmark.report import Report, audits_markdown, markdown, write_report
 from nnunet_lgesynth.benchmark.settings import Settings, injects
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.processes import sigterm_as_exit
 
 __all__ = ["benchmark"]

@@ -8,14 +8,8 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe
 from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant
-from nnunet_lgesynth.config import (
-    PRESETS,
-    FitConfig,
-    InjectionConfig,
-    UserError,
-    config_hash,
-    limited,
-)
+from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, config_hash
+from nnunet_lgesynth.presets import PRESETS, limited
 
 __all__ = ["ADDABLE", "DEFAULT_PLANS", "Settings", "budget_argv", "injects", "needs_generator",
            "warm_up_argv"]

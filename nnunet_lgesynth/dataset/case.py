@@ -27,8 +27,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar", "read_json",
            "refuse_cascade", "split_hash"]

@@ -23,8 +23,9 @@ from nibabel.filebasedimages import ImageFileError
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, write_info
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["Region", "SourceCase", "make_splits", "swap_in", "write_image", "write_raw_dataset"]
 

@@ -18,7 +18,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_lgesynth.config import UserError, write_json
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["DatasetInfo", "Frame", "Roles", "guess_roles", "read_info", "set_roles", "write_info"]
 

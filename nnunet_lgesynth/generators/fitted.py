@@ -11,7 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from nnunet_lgesynth.config import UserError, preset_flags
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.presets import preset_flags
 
 __all__ = ["RECORD", "fit_command", "generator_folder", "is_fitted", "preset_of", "read_fitted"]
 

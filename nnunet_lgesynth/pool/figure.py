@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_lgesynth.config import replacing
+from nnunet_lgesynth.files import replacing
 
 __all__ = ["draw_epochs"]
 

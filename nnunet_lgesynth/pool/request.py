@@ -24,9 +24,10 @@ from nnunet_lgesynth.anatomy.measure import measure
 from nnunet_lgesynth.anatomy.priors import Asked, Prior
 from nnunet_lgesynth.anatomy.scar import Unreachable, paint_mask
 from nnunet_lgesynth.anatomy.shapes import SHAPES
-from nnunet_lgesynth.config import QCConfig, UserError, new_folder, write_json
+from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.dataset.raw_case import RawCase, Stored, raw_folder
+from nnunet_lgesynth.files import new_folder, write_json
 from nnunet_lgesynth.generators.condition import Crop
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.pool.sheet import save_sample

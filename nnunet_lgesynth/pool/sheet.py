@@ -14,8 +14,9 @@ import numpy as np
 from nnunet_lgesynth.anatomy.aha import APEX, LEVELS, NAMES, SEGMENTS, SPANS
 from nnunet_lgesynth.anatomy.heart import Anatomy
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW
-from nnunet_lgesynth.config import UserError, make_folder, replacing
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case
+from nnunet_lgesynth.files import make_folder, replacing
 from nnunet_lgesynth.generators.subject import Subject
 
 __all__ = ["bulls_eye", "save_anatomy", "save_sample"]

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
-from nnunet_lgesynth.config import FitConfig, UserError, replacing, write_json
+from nnunet_lgesynth.config import FitConfig, UserError
+from nnunet_lgesynth.files import replacing, write_json
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.batch import STAGES
 from nnunet_lgesynth.generators.inpaint.data import Item, SliceSet, as_healthy

@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from nnunet_lgesynth import __version__
-from nnunet_lgesynth.config import FitConfig, UserError, config_hash, write_json
+from nnunet_lgesynth.config import FitConfig, UserError, config_hash
 from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.fitted import RECORD, is_fitted
 from nnunet_lgesynth.generators.inpaint.batch import STAGES, Draws
 from nnunet_lgesynth.generators.inpaint.data import SliceSet
