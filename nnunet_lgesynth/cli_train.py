@@ -63,6 +63,8 @@ def add_train(commands) -> None:
         parser.add_argument(f"-{flag}")
     parser.add_argument("--seed", type=int, help="fixes initial weights and pool draws")
     parser.add_argument("--probability", type=float, help="injection probability (default 0.5)")
+    parser.add_argument("--fade", type=float, metavar="SHARE", help=(
+        "over this last share of the epochs the probability falls to 0 (default: it stays)"))
     parser.add_argument("--no-reflow-share", type=float, metavar="SHARE", help=(
         "of the requested scars that hold a no-reflow core (default: as in the fold's real ones)"))
     parser.add_argument("--patients", type=int, metavar="N", help=(
@@ -83,7 +85,7 @@ def train(arguments) -> int:
         usable_device(arguments.device)
     add_to_environment()
     given = {f: v for f in ("epochs", "iterations", "warm_up", "seed", "probability", "patients",
-                             "no_reflow_share", "generator")
+                             "fade", "no_reflow_share", "generator")
              if (v := getattr(arguments, f)) is not None}
     find_trainer(arguments.tr, [f"--{f.replace('_', '-')}" for f in given])
     os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})

@@ -151,6 +151,7 @@ class InjectionConfig:
     grace: float = 60.0             # seconds of computing beyond that, for its start
     warm_up: int = 0                # scarred cases that the training waits for before it begins
     ramp_epochs: int = 0            # the probability rises linearly over so many epochs
+    fade: float | None = None       # over this last share of the training it falls to 0; None: none
     ratio_cap: float = 2.0          # a synthetic case is served at most so often as a real one
     prior: str = "fitted"
     no_reflow_share: float | None = None     # of scars with such a core; None: as in real ones
@@ -159,6 +160,9 @@ class InjectionConfig:
     def __post_init__(self):
         if not 0 <= (self.no_reflow_share or 0) <= 1:
             raise UserError(f"no_reflow_share must lie in [0, 1], not {self.no_reflow_share}.")
+        if self.fade is not None and not 0 < self.fade <= 1:
+            raise UserError(f"fade must lie above 0 and at most at 1, not {self.fade}; leave it "
+                            "out for a probability that stays.")
         if not 0 <= self.probability <= 1:
             raise UserError(f"The injection probability must lie in [0, 1], not "
                             f"{self.probability}.")
@@ -219,7 +223,7 @@ def from_dict(cls, values: dict):
                         "version of nnunet-lgesynth.") from error
 
 
-LATER_FIELDS = ("ensemble", "no_reflow_share", "patients", "probability")
+LATER_FIELDS = ("ensemble", "fade", "no_reflow_share", "patients", "probability")
 
 
 def config_hash(config) -> str:

@@ -5,8 +5,8 @@ iteration, one row an epoch goes to `lgesynth.jsonl` (of further GPUs to `lgesyn
 ...). With `generator = None` nothing is wrapped at all. Settings come from class attributes; these
 environment variables change them for one run, the same way in every arm: LGESYNTH_EPOCHS,
 LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PATIENTS, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP,
-LGESYNTH_NO_REFLOW_SHARE, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them
-from its flags.
+LGESYNTH_FADE, LGESYNTH_NO_REFLOW_SHARE, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth
+train` sets them from its flags.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ class LGESynthTrainer(nnUNetTrainer):
         iterations = environment_number("LGESYNTH_ITERATIONS", int, 1)
         probability = environment_number("LGESYNTH_PROBABILITY", float, 0)
         warm_up = environment_number("LGESYNTH_WARM_UP", int, 0)
+        fade = environment_number("LGESYNTH_FADE", float, 0)
         share = environment_number("LGESYNTH_NO_REFLOW_SHARE", float, 0)
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
         self.patients = environment_number("LGESYNTH_PATIENTS", int, 2)
         self._told = {"epochs": epochs, "iterations": iterations, "probability": probability,
-                      "warm_up": warm_up, "no_reflow_share": share, "seed": self.seed,
-                      "patients": self.patients}
+                      "fade": fade, "warm_up": warm_up, "no_reflow_share": share,
+                      "seed": self.seed, "patients": self.patients}
         if epochs is not None:
             self.num_epochs = epochs
             self.save_every = min(self.save_every, max(1, epochs // 10))
@@ -72,6 +73,8 @@ class LGESynthTrainer(nnUNetTrainer):
         if probability is not None:
             self.injection = dataclasses.replace(self.injection, probability=probability,
                                                  ratio_cap=NO_CAP)      # it is what was asked for
+        if fade is not None:
+            self.injection = dataclasses.replace(self.injection, fade=fade)
         if share is not None:
             self.injection = dataclasses.replace(self.injection, no_reflow_share=share)
         if warm_up is not None:
@@ -150,7 +153,7 @@ class LGESynthTrainer(nnUNetTrainer):
             validation_identifiers=validation.identifiers, output=Path(self.output_folder),
             device=self.device, log=self.print_to_log_file, rank=self.local_rank,
             world=dist.get_world_size() if self.is_ddp else 1, qc=self.qc,
-            epoch=self.current_epoch)
+            epoch=self.current_epoch, epochs=self.num_epochs)
         return training, validation
 
     def on_train_start(self):

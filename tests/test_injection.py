@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_fold import tiny_case
 from tiny_nnunet import tiny_dataset_json
 
-from nnunet_lgesynth.config import InjectionConfig
+from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.pool import injection
 from nnunet_lgesynth.pool.injection import InjectedDataset, chance, read_usage, tell_epoch
 from nnunet_lgesynth.pool.store import Pool, read_manifest
@@ -118,15 +118,25 @@ def test_the_newest_samples_of_each_kind_are_served(pool):
 
 def test_the_chance_has_a_ramp_over_epochs_and_a_cap_on_how_often_a_sample_is_met():
     config = InjectionConfig(probability=0.6, pool_cases=10, ramp_epochs=4, ratio_cap=1e9)
-    assert [round(chance(config, 10, 5, epoch), 3) for epoch in range(6)] == [
+    assert [round(chance(config, 10, 5, epoch, 9), 3) for epoch in range(6)] == [
         0.15, 0.3, 0.45, 0.6, 0.6, 0.6]
-    assert chance(config, 5, 5, 9) == pytest.approx(0.3) and chance(config, 0, 5, 9) == 0
-    assert chance(config, 99, 5, 9) == pytest.approx(0.6)            # 10 are served
+    assert chance(config, 5, 5, 9, 9) == pytest.approx(0.3) and chance(config, 0, 5, 9, 9) == 0
+    assert chance(config, 99, 5, 9, 9) == pytest.approx(0.6)            # 10 are served
     for cap in (0.5, 1.0, 2.0):
         capped = InjectionConfig(probability=1.0, pool_cases=2, ratio_cap=cap)
-        p = chance(capped, 2, 30, 0)
+        p = chance(capped, 2, 30, 0, 9)
         assert p / 2 == pytest.approx(cap * (1 - p) / 30)            # a sample : a real case
-    assert chance(InjectionConfig(probability=0.5, pool_cases=64), 64, 37, 0) == 0.5
+    assert chance(InjectionConfig(probability=0.5, pool_cases=64), 64, 37, 0, 9) == 0.5
+
+
+def test_the_chance_fades_over_the_last_part_of_the_training():
+    config = InjectionConfig(probability=0.8, pool_cases=1, fade=0.5, ratio_cap=1e9)
+    assert [round(chance(config, 1, 5, epoch, 8), 3) for epoch in range(9)] == [
+        0.8, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2, 0]
+    whole = replace(config, fade=1.0)
+    assert [round(chance(whole, 1, 5, epoch, 4), 3) for epoch in range(4)] == [0.8, 0.6, 0.4, 0.2]
+    with pytest.raises(UserError, match="fade must lie above 0"):
+        InjectionConfig(fade=0.0)
 
 
 def test_workers_hear_of_the_epoch(pool):
@@ -136,6 +146,8 @@ def test_workers_hear_of_the_epoch(pool):
     assert dataset.probability() == pytest.approx(0.1)
     tell_epoch(pool.folder, 4)
     assert dataset.probability() == pytest.approx(0.5)
+    dataset.injection, dataset.epochs = replace(dataset.injection, ramp_epochs=0, fade=1.0), 8
+    assert dataset.probability() == pytest.approx(0.5)           # epoch 4 of 8
     for half in ("", "1"):                               # while the next number is being written
         (pool.folder / "epoch.txt").write_text(half)
         assert dataset.probability() == pytest.approx(0.5)

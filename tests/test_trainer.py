@@ -335,13 +335,13 @@ def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkey
 @pytest.mark.parametrize("name, value", [
     ("EPOCHS", "0"), ("EPOCHS", "ten"), ("ITERATIONS", "1.5"), ("SEED", "-1"), ("SEED", ""),
     ("WARM_UP", "-1"), ("WARM_UP", "65"), ("PROBABILITY", "-0.1"),
-    ("PROBABILITY", "1.1"), ("PROBABILITY", "nan"), ("NO_REFLOW_SHARE", "2"),
+    ("PROBABILITY", "1.1"), ("PROBABILITY", "nan"), ("NO_REFLOW_SHARE", "2"), ("FADE", "0"),
     ("PATIENTS", "1")])
 def test_numbers_from_the_environment_are_checked(fold, monkeypatch, name, value):
     monkeypatch.setenv(f"LGESYNTH_{name}", value)
     with refusal() as refused:
         trainer_of(fold, "nnUNetTrainerLGEPaint")
-    assert re.search(f"LGESYNTH_{name}|probability|warm_up|no_reflow_share",
+    assert re.search(f"LGESYNTH_{name}|probability|fade|warm_up|no_reflow_share",
                      str(refused.value.__cause__))
 
 

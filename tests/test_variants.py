@@ -17,14 +17,16 @@ def test_a_name_says_trainer_probability_and_patients():
     synth = "nnUNetTrainerLGESynth"
     assert Variant.of("real") == Variant("nnUNetTrainerLGEReal")
     assert Variant.of("nnUNetTrainerX") == Variant("nnUNetTrainerX")
-    assert Variant.of("lgesynth:n=20,p=0.25") == Variant(synth, 0.25, None, 20)
+    assert Variant.of("lgesynth:n=20,p=0.25") == Variant(synth, 0.25, patients=20)
     assert Variant.of("synthetic-only") == Variant(synth, 1.0)
     assert Variant.of("lgesynth:n=20,p=0.25").suffix == "_p0.25_n20"
     assert Variant.of("real").suffix == "" and Variant.of("real").environment == {}
     assert Variant.of("lgesynth:n=20,p=0.25").environment == {
         "LGESYNTH_PROBABILITY": "0.25", "LGESYNTH_PATIENTS": "20"}
-    assert Variant.of("lgesynth:c=0.7") == Variant(synth, None, 0.7)
+    assert Variant.of("lgesynth:c=0.7") == Variant(synth, no_reflow_share=0.7)
     assert Variant.of("lgesynth:c=0.7").environment == {"LGESYNTH_NO_REFLOW_SHARE": "0.7"}
+    assert Variant.of("lgesynth:f=0.5,p=1").environment == {
+        "LGESYNTH_PROBABILITY": "1.0", "LGESYNTH_FADE": "0.5"}
     assert canonical("lgesynth:n=020,p=.5") == "lgesynth:p=0.5,n=20"
     assert canonical("nnUNetTrainerLGEReal") == "real" == canonical("real")
     assert canonical("synthetic-only") == "synthetic-only"
@@ -37,6 +39,7 @@ def test_a_name_says_trainer_probability_and_patients():
     ("lgesynth:p=1.5", "p must lie above 0 and at most at 1"), ("real:n=2.5", "'n=2.5' is neither"),
     ("lgesynth:p=0", "without injection it is real"), ("real:p=0.5", "in an arm that injects"),
     ("real:c=0.5", "in an arm that injects"), ("paint:c=2", r"c must lie in \[0, 1\]"),
+    ("paint:f=0", "f above 0"), ("real:f=1", "in an arm that injects"),
     ("real:n=1", "At least 2|at least 2"), ("lgesynth:p=0.1,p=0.9", "each once")])
 def test_what_says_nothing_is_refused(arm, message):
     with pytest.raises(UserError, match=message):

@@ -42,7 +42,7 @@ def enter_nnunet(monkeypatch, folder) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_compile", "f")
     for name in ("EPOCHS", "ITERATIONS", "SEED", "PROBABILITY", "WARM_UP", "PATIENTS",
-                 "NO_REFLOW_SHARE", "GENERATOR"):
+                 "FADE", "NO_REFLOW_SHARE", "GENERATOR"):
         monkeypatch.delenv(f"LGESYNTH_{name}", raising=False)
 
 

@@ -51,6 +51,7 @@ class Recipe:
     warm_up: int | None = None     # scarred cases in the pool at the start; None: the trainer's
     min_percent_of_wall: float = 0.0   # volume filter; 0: predictions as they are
     probability: float | None = None   # of injection; None: the trainer's
+    fade: float | None = None          # over this last share of the training it falls to 0
     patients: int | None = None        # that it trains on; None: all of the fold's
     no_reflow_share: float | None = None       # of requested scars; None: the trainer's
     ensemble: tuple[int, ...] | None = None    # of these folds

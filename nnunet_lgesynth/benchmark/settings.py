@@ -77,7 +77,7 @@ class Settings:
                       self.iterations, generator and generator.preset,
                       generator and config_hash(generator),
                       self.waits(variant) if injects(variant.trainer) else None,
-                      probability=variant.probability, patients=variant.patients,
+                      probability=variant.probability, patients=variant.patients, fade=variant.fade,
                       no_reflow_share=variant.no_reflow_share)
 
     def fixed(self) -> dict:

@@ -3,8 +3,9 @@
     real, paint, lgesynth       the plugin's trainers
     nnUNetTrainer...            any other
     synthetic-only              lgesynth:p=1
-    NAME:p=0.25,c=0.7,n=20      injects with probability 0.25, asks for a no-reflow core in 70 % of
-                                scars, trains on 20 of the fold's patients
+    NAME:p=0.25,f=0.5,c=0.7,n=20    injects with probability 0.25, which falls to 0 over the last
+                                half of the training, asks for a no-reflow core in 70 % of scars,
+                                trains on 20 of the fold's patients
     ...+filter                  the same predictions after the volume filter
 """
 
@@ -29,6 +30,7 @@ ALIASES = {"synthetic-only": "lgesynth:p=1"}
 
 # letter in an arm's name -> field, type, variable of its trainings
 KEYS = {"p": ("probability", float, "LGESYNTH_PROBABILITY"),
+        "f": ("fade", float, "LGESYNTH_FADE"),
         "c": ("no_reflow_share", float, "LGESYNTH_NO_REFLOW_SHARE"),
         "n": ("patients", int, "LGESYNTH_PATIENTS")}
 
@@ -39,6 +41,7 @@ class Variant:
 
     trainer: str
     probability: float | None = None
+    fade: float | None = None
     no_reflow_share: float | None = None
     patients: int | None = None
 
@@ -60,16 +63,17 @@ class Variant:
                     raise ValueError
                 found[field] = kind(value)
             except (KeyError, ValueError):
-                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY, c=SHARE nor "
-                                "n=PATIENTS, each once; write for example lgesynth:p=0.25,n=20."
-                                ) from None
-        if (trainer == TRAINERS[REFERENCE] and {"probability", "no_reflow_share"} & set(found)) \
+                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY, f=SHARE, c=SHARE "
+                                "nor n=PATIENTS, each once; write for example "
+                                "lgesynth:p=0.25,n=20.") from None
+        if (trainer == TRAINERS[REFERENCE] and set(found) - {"patients"}) \
                 or not 0 < found.get("probability", 1) <= 1:
             raise UserError(f"Arm {arm!r}: p must lie above 0 and at most at 1, in an arm that "
                             f"injects; without injection it is {REFERENCE}.")
-        if not 0 <= found.get("no_reflow_share", 0) <= 1 or found.get("patients", 2) < 2:
-            raise UserError(f"Arm {arm!r}: c must lie in [0, 1], and at least 2 patients are "
-                            "needed.")
+        if (not 0 <= found.get("no_reflow_share", 0) <= 1 or found.get("patients", 2) < 2
+                or not 0 < found.get("fade", 1) <= 1):
+            raise UserError(f"Arm {arm!r}: c must lie in [0, 1], f above 0 and at most at 1, and "
+                            "at least 2 patients are needed.")
         return cls(trainer, **found)
 
     @property

@@ -37,10 +37,11 @@ def pool_folder(output: Path, rank: int = 0) -> Path:
 def attach(generator: str, injection: InjectionConfig, plans: dict, configuration: str, fold,
            dataset_json: dict, preprocessed: Path, training, validation_identifiers: Sequence[str],
            output: Path, device: torch.device, log: Callable[[str], None], rank: int = 0,
-           world: int = 1, qc: QCConfig | None = None, epoch: int = 0
-           ) -> tuple[Engine, InjectedDataset]:
+           world: int = 1, qc: QCConfig | None = None, epoch: int = 0,
+           epochs: int = 1) -> tuple[Engine, InjectedDataset]:
     """What a trainer needs when its data loaders are made: the engine, and the training set that
-    answers from the pool. In `epoch` 0 the pool of an earlier training in the folder is dropped."""
+    answers from the pool. In `epoch` 0 (of `epochs`) the pool of an earlier training in the folder
+    is dropped."""
     opened = Fold.of_training(plans, configuration, fold, dataset_json, preprocessed,
                               training.identifiers, validation_identifiers)
     found = find_generator(generator, opened)
@@ -60,10 +61,10 @@ def attach(generator: str, injection: InjectionConfig, plans: dict, configuratio
     scarred = opened.scarred()
     order = Order(opened, found, str(device), share, qc or QCConfig(), folder, rank,
                   1 if server else _cores(device), os.getpid())
-    engine = Engine(order, hash_of(found), len(scarred), say, epoch, server)
+    engine = Engine(order, hash_of(found), len(scarred), say, epoch, server, epochs)
     return engine, InjectedDataset(
         training, opened.cases_folder(folder / "cases"), folder, scarred, engine.generator, share,
-        epoch)
+        epoch, epochs)
 
 
 def _drop(folder: Path) -> None:

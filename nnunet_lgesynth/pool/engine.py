@@ -27,7 +27,7 @@ from nnunet_lgesynth.anatomy.priors import MEASURES
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.pool.background import Order, Tally, work
 from nnunet_lgesynth.pool.injection import FIELDS as READ
-from nnunet_lgesynth.pool.injection import chance, read_usage, tell_epoch
+from nnunet_lgesynth.pool.injection import chance, follows_epochs, read_usage, tell_epoch
 from nnunet_lgesynth.pool.server import Server
 from nnunet_lgesynth.pool.store import Manifest
 from nnunet_lgesynth.pool.studio import ours
@@ -49,11 +49,12 @@ class Engine:
     generator : hash of the generator; samples of others do not count.
     scarred : number of scarred training cases.
     server : runs the networks in this process, where they do not run in the other.
+    epoch, epochs : with which the training begins, or goes on, and how many it has.
     """
 
     def __init__(self, order: Order, generator: str, scarred: int, log: Callable[[str], None],
-                 epoch: int = 0, server: Server | None = None):
-        self.server = server
+                 epoch: int = 0, server: Server | None = None, epochs: int = 1):
+        self.server, self.epochs = server, epochs
         self.order, self.generator, self.scarred, self.log = order, generator, scarred, log
         self.folder, self.injection = order.pool, order.injection
         self._manifest, self._before = Manifest(self.folder, FIELDS), read_usage(self.folder)
@@ -212,7 +213,7 @@ class Engine:
             process.resume()
 
     def _tell_epoch(self) -> None:
-        if not self.injection.ramp_epochs:
+        if not follows_epochs(self.injection):
             return
         try:
             tell_epoch(self.folder, self._epoch.value)
@@ -220,7 +221,7 @@ class Engine:
         except OSError as error:
             if self._ramps:
                 self.log(f"WARNING: {self.folder} cannot be written ({error}); until it can, the "
-                         "injection probability does not rise.")
+                         "injection probability stays as it is.")
             self._ramps = False
 
     def epoch_row(self) -> dict:
@@ -239,7 +240,7 @@ class Engine:
         counts, elapsed = self.counts(), perf_counter() - self._since
         seconds = self.seconds if self.server is None else self.server.seconds - self._server_before
         row = {"probability": round(chance(self.injection, counts["pool_scarred_cases"],
-                                           self.scarred, self._epoch.value), 4),
+                                           self.scarred, self._epoch.value, self.epochs), 4),
                "patches": patches, "injected_patches": injected,
                "injected_fraction": round(injected / patches, 4) if patches else 0.0,
                "unique_slices_served": usage.unique_slices,

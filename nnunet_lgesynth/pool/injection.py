@@ -9,7 +9,7 @@ Of each kind the newest `pool_cases` are served, with a probability that grows w
 that few samples are not learnt by heart (`chance`).
 Workers are processes: nothing here holds a GPU, a lock or a generator made before the fork, and
 diffusers is not imported. What was served is counted in small files that the trainer sums up; the
-epoch, which a ramp of the probability asks for, is told the same way.
+epoch, which a ramp or fade of the probability asks for, is told the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.pool.store import USAGE_PREFIX, Manifest
 
-__all__ = ["InjectedDataset", "Usage", "chance", "read_usage", "tell_epoch"]
+__all__ = ["InjectedDataset", "Usage", "chance", "follows_epochs", "read_usage", "tell_epoch"]
 
 PATCHES, INJECTED, FIRST_SAMPLE = 0, 1, 2     # slots of a usage file
 USAGE_SLOTS = 2 ** 15
@@ -35,17 +35,25 @@ EPOCH_FILE = "epoch.txt"
 FIELDS = ("identifier", "kind", "source", "generator", "changed")     # of a record, for a reader
 
 
-def chance(injection: InjectionConfig, samples: int, real: int, epoch: int) -> float:
+def chance(injection: InjectionConfig, samples: int, real: int, epoch: int, epochs: int) -> float:
     """The probability that a case of a kind is answered by one of so many samples of that kind,
-    beside so many real cases: p, less while the pool is not full or the ramp not over, and never so
-    much that a sample is served more than `ratio_cap` times as often as a real case."""
+    beside so many real cases, in an epoch of `epochs`: p, less while the pool is not full, the ramp
+    not over or the fade begun, and never so much that a sample is served more than `ratio_cap`
+    times as often as a real case."""
     if not samples:
         return 0.0
     samples = min(samples, injection.pool_cases)
     ramp = min(1.0, (epoch + 1) / max(injection.ramp_epochs, 1))
+    if injection.fade is not None:
+        ramp *= min(1.0, max(0.0, epochs - epoch) / (injection.fade * epochs))
     weight = injection.ratio_cap * samples
     return min(injection.probability * samples / injection.pool_cases * ramp,
                weight / (real + weight))
+
+
+def follows_epochs(injection: InjectionConfig) -> bool:
+    """Whether the probability depends on the epoch, which the workers must be told then."""
+    return bool(injection.ramp_epochs) or injection.fade is not None
 
 
 def tell_epoch(pool: Path, epoch: int) -> None:
@@ -73,14 +81,14 @@ class InjectedDataset:
     pool : the pool's folder.
     scarred : identifiers of the training cases that hold scar.
     generator : hash; samples of other generators are not served.
-    epoch : with which the training begins, or goes on.
+    epoch : with which the training begins, or goes on, of `epochs`.
     """
 
     def __init__(self, dataset, pool_cases, pool: Path, scarred: frozenset[str], generator: str,
-                 injection: InjectionConfig, epoch: int = 0):
+                 injection: InjectionConfig, epoch: int = 0, epochs: int = 1):
         self.dataset, self.pool_cases, self.pool = dataset, pool_cases, Path(pool)
         self.scarred, self.generator, self.injection = scarred, generator, injection
-        self.begun = epoch
+        self.begun, self.epochs = epoch, epochs
         self.real = {"scar": len(scarred), "healthy": len(dataset.identifiers) - len(scarred)}
         self.identifiers = dataset.identifiers
         self.sources = frozenset(dataset.identifiers)   # an older split's may be validated on now
@@ -136,10 +144,10 @@ class InjectedDataset:
 
     def probability(self, kind: str = "scar") -> float:
         """The probability now that a case of this kind is answered from the pool."""
-        if self.injection.ramp_epochs:
+        if follows_epochs(self.injection):
             self._epoch = _read_epoch(self.pool, self._epoch)
         return chance(self.injection, len(self._records.get(kind, ())), self.real[kind],
-                      self._epoch)
+                      self._epoch, self.epochs)
 
     def _prepare(self) -> None:
         if self._owner != os.getpid():      # in the worker: a generator from before the fork would
