@@ -172,7 +172,7 @@ def _row(d: Draft, before: np.ndarray, after: np.ndarray, roles: Roles, qc: QCCo
     scale = d.heart.intensities
     painted = Painted(scale.invert(d.source), scale.invert(d.sample), d.heart.labels[d.z],
                       d.request, d.condition.weight, d.condition.contrast, d.healthy, scale,
-                      before, after)
+                      before, after, d.condition.no_reflow_contrast)
     verdict, hit = examine(painted, roles, qc), np.isin(after, roles.scars)
     near = hit & (d.condition.weight > 0)
     found = near & d.heart.anatomy.myocardium[d.z]

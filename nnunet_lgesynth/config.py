@@ -68,6 +68,7 @@ class FitConfig:
     reward_min_snr: float = 4.0     # reward on real slices only above this signal to noise power
     reward_last_steps: int = 1      # sampler steps that carry the reward's gradient
     reward_blend: float = 1.0       # share that is kept of the reward's change of the weights
+    reward_core: str = "own"        # or "scar": what the judge shall find in a no-reflow core
     prior: str = "fitted"           # of the masks drawn into scar-free slices
     captions: str = "full"          # or "constant", "none"
     outline: str = "edges"          # or "mask": how the control map shows the request
@@ -104,6 +105,8 @@ class FitConfig:
                 f"crop_pixels {self.crop_pixels} does not divide by "
                 f"{self.network.vae_factor * 2 ** halvings} (VAE and U-Net halvings); choose a "
                 "multiple.")
+        if self.reward_core not in ("own", "scar"):
+            raise UserError(f"reward_core must be own or scar, not {self.reward_core!r}.")
         if self.captions not in ("full", "constant", "none") or \
                 self.outline not in ("edges", "mask"):
             raise UserError("captions must be full, constant or none and outline edges or mask, "
@@ -114,7 +117,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class QCConfig:
-    """Bounds of the quality control, see `judge.qc`. Dice is on the scar with no-reflow.
+    """Bounds of the quality control, see `judge.qc`. Dice is on the scar around a no-reflow core.
 
     In a 3D training a lesion's slices are judged as one stack, and kept or drafted again together.
     """
@@ -124,7 +127,7 @@ class QCConfig:
     max_new_outside: int = 5        # pixels a slice of scar outside the feather, new to the source
     max_healthy_pixels: int = 5     # pixels a slice of new scar in a healthy re-inpainting
     min_pixels: int = 6             # smallest requested scar in one slice
-    min_contrast_share: float = 0.4  # realised over requested contrast
+    min_contrast_share: float = 0.4  # realised over requested contrast, also of scar over core
     max_level_change: float = 0.25  # of a healthy repainting, normalised units
     drafts_per_slice: int = 3       # a refused slice is drafted again so often
     min_slice_share: float = 0.75   # of a lesion's slices that must pass in the end

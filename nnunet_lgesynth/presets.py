@@ -41,6 +41,7 @@ _ABLATIONS = {
     "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
     "half-reward": {"reward_blend": 0.5},               # less of the reward's change kept
     "whole-reward": {"reward_blend": 1.0},              # all of it
+    "core-as-scar": {"reward_core": "scar"},            # a core is rewarded like the scar around it
 }
 PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
     PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)

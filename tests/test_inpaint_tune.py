@@ -100,10 +100,10 @@ def log_probabilities(target, sure=20.0):
     return (truth * sure).log_softmax(1)
 
 
-def loss_of(canvas, found, before=None, sure=20.0):
+def loss_of(canvas, found, before=None, sure=20.0, core="own"):
     before = torch.where(canvas.target >= 3, 2, canvas.target) if before is None else before
     return label_loss(log_probabilities(found, sure), log_probabilities(before), canvas, LABELS,
-                      SCARS)
+                      SCARS, core)
 
 
 def test_label_loss_falls_with_the_right_label_and_counts_classes_alike(setting):
@@ -123,7 +123,18 @@ def test_no_reflow_taken_for_scar_costs_its_dice_alone(setting):
     taken = torch.where(canvas.target == 4, 3, canvas.target)
     asked = [bool((t[w[0] > 0] == 4).any()) for t, w in zip(canvas.target, canvas.weight)]
     assert any(asked)
-    assert torch.isclose(loss_of(canvas, taken), torch.tensor(asked).float().mean(), atol=0.01)
+    for core in ("own", "scar"):
+        assert torch.isclose(loss_of(canvas, taken, core=core), torch.tensor(asked).float().mean(),
+                             atol=0.01)
+
+
+def test_a_core_need_not_be_found_as_scar(setting):
+    """A segmenter that never learnt no-reflow takes it for wall; only "scar" holds that against a
+    draft beyond its own Dice."""
+    canvas = setting[2][1].canvas
+    taken, wall = (torch.where(canvas.target == 4, v, canvas.target) for v in (3, 2))
+    assert torch.isclose(loss_of(canvas, wall), loss_of(canvas, taken), atol=1e-4)
+    assert loss_of(canvas, wall, core="scar") > loss_of(canvas, taken, core="scar") + 0.1
 
 
 def test_label_loss_counts_new_scar_outside_the_feather_and_nothing_else_there(setting):

@@ -105,6 +105,35 @@ def test_contrast_is_counted_from_normal_myocardium_in_the_scar_alone():
     assert not failed(replace(item, request=core, sample=dark))
 
 
+def test_a_core_is_darker_than_the_scar_around_it():
+    item = replace(painted(), core_contrast=0.1)
+    item = replace(item, request=marked(item.request, REQUEST, NO_REFLOW, 9))
+    for core, wrong in ((0.1, set()), (0.39, set()), (0.41, {"core_contrast_share"}),
+                        (0.6, {"core_contrast_share"})):         # 0.4 of 0.5 below the scar's 0.6
+        sample = np.where(item.request == NO_REFLOW, 2 + 10 * core, item.sample)
+        assert failed(replace(item, sample=sample.astype(np.float32))) == wrong
+    alike = replace(item, core_contrast=0.7)                # as in some real scars: a little darker
+    assert failed(alike) == {"core_contrast_share"}
+    assert not failed(replace(alike, sample=np.where(
+        item.request == NO_REFLOW, 2 + 10 * 0.55, item.sample).astype(np.float32)))
+    whole = np.where(item.request > 0, NO_REFLOW, 0).astype(np.uint8)
+    assert "core_contrast_share" not in examine(replace(item, request=whole), ROLES, CONFIG).checks
+
+
+def test_what_the_judge_sees_in_a_core_counts_for_nothing():
+    item = replace(painted(), core_contrast=0.1)
+    request = marked(item.request, REQUEST, NO_REFLOW, 9)
+    sample = np.where(request == NO_REFLOW, 2 + 10 * 0.1, item.sample).astype(np.float32)
+    strict = replace(CONFIG, min_dice=1.0)
+    for seen in (1, 2, 3, 4):
+        judged = np.where(request == NO_REFLOW, seen, item.judged_sample)
+        assert not failed(replace(item, request=request, sample=sample, judged_sample=judged),
+                          strict)
+    missed = marked(item.judged_sample, request == SCAR, 2, 1)
+    assert failed(replace(item, request=request, sample=sample, judged_sample=missed),
+                  strict) == {"dice_request"}
+
+
 def test_a_healthy_repainting_keeps_its_level_either_way():
     item = painted(healthy=True)
     for change, wrong in ((0.24, set()), (0.26, {"level_change"}), (-0.26, {"level_change"})):

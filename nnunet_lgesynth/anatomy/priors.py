@@ -44,6 +44,7 @@ ATTEMPTS = 20
 ASKED_ATTEMPTS = 8               # of a user's wishes, which give way after them; see `_eased`
 LEAST_DEPTH = 0.15
 LEAST_BURDEN = 0.004
+LEAST_CORE = 0.1                 # of a scar; smaller cores are hardly darker than the scar
 NON_ISCHAEMIC = ("midwall", "subepicardial", "patchy")
 NON_ISCHAEMIC_BURDEN = 0.15      # at most; larger ones are infarcts in these records
 PATCHY_BURDEN = 0.04             # at most; more foci grow together
@@ -81,8 +82,8 @@ class Asked:
 class Prior:
     """Draws requests that vary the records' scars; see the module text for the names.
 
-    `no_reflow_share` of the requests vary a scar with a no-reflow core, the others one without;
-    None: as many as there are among the records.
+    `no_reflow_share` of the requests vary a scar with a no-reflow core of some size, the others one
+    without; None: as many as there are among the records.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Prior:
 
     def _record(self, rng: np.random.Generator) -> ScarRecord:
         cored = [r for r in self.records if r.no_reflow_contrast is not None]
+        cored = [r for r in cored if r.no_reflow >= LEAST_CORE] or cored
         others = [r for r in self.records if r.no_reflow_contrast is None]
         group = self.records
         if self.no_reflow_share is not None and cored and others:

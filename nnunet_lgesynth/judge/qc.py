@@ -2,10 +2,12 @@
 and bound, and the verdict.
 
 Checks on a scar: the request is large enough, inside the wall and inside the generator's crop; the
-draft is finite; its contrast went where it was asked; and, with a judge (an nnU-Net segmenter), the
-judge finds the scar where it was asked for, did not find it there before, and finds none elsewhere.
-A judge also fires on some untouched normal hearts, so without the second of these a sample could
-pass unseen.
+draft is finite; its contrast went where it was asked, and a no-reflow core is darker than the scar
+around it; and, with a judge (an nnU-Net segmenter), the judge finds the scar where it was asked
+for, did not find it there before, and finds none elsewhere. A judge also fires on some untouched
+normal hearts, so without the second of these a sample could pass unseen. What the judge sees in a
+core counts for nothing: few know no-reflow, and the cores that pass for scar would be the bright
+ones.
 Checks on a healthy repainting: finite, its level stays, and the judge finds no new scar.
 """
 
@@ -75,6 +77,7 @@ class Painted:
     intensities: Intensities
     judged_source: np.ndarray | None = None
     judged_sample: np.ndarray | None = None
+    core_contrast: float = 0.0   # asked of no-reflow, normalised units
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -92,15 +95,22 @@ def examine(painted: Painted, roles: Roles, config: QCConfig) -> Verdict:
         "outside_wall": _at_most((request & ~np.isin(painted.labels, roles.wall)).sum(), 0),
         "outside_crop": _at_most((request & (painted.weight == 0)).sum(), 0),
         "finite": _at_least(np.isfinite(painted.sample).mean(), 1.0)}
-    core = painted.request == SCAR if (painted.request == SCAR).any() else request
+    scar, core = painted.request == SCAR, painted.request == NO_REFLOW
     change = painted.sample - painted.source if painted.healthy else \
         painted.sample - painted.intensities.level
-    realised = float(np.median(change[core]) / painted.intensities.scale) if core.any() else 0.0
+
+    def middle(mask: np.ndarray) -> float:
+        return float(np.median(change[mask]) / painted.intensities.scale) if mask.any() else 0.0
+    realised = middle(scar if scar.any() else request)
     if painted.healthy:
         checks["level_change"] = _at_most(abs(realised), config.max_level_change)
     else:
         checks["contrast_share"] = _at_least(realised / max(painted.contrast, LEAST_CONTRAST),
                                              config.min_contrast_share)
+        if scar.any() and core.any():
+            asked = max(painted.contrast - painted.core_contrast, LEAST_CONTRAST)
+            checks["core_contrast_share"] = _at_least((realised - middle(core)) / asked,
+                                                      config.min_contrast_share)
     if painted.judged_sample is not None:
         checks.update(_judged(painted, request, roles, config))
     return Verdict(checks)
@@ -116,7 +126,9 @@ def _judged(painted: Painted, request: np.ndarray, roles: Roles,
     if painted.healthy:
         checks["new_inside"] = _at_most((new & inside).sum(), config.max_healthy_pixels * slices)
     else:
-        checks["dice_request"] = _at_least(dice(after & inside, request), config.min_dice)
+        around = painted.request != NO_REFLOW
+        checks["dice_request"] = _at_least(dice(after & inside & around, request & around),
+                                           config.min_dice)
         checks["dice_source"] = _at_most(dice(before & inside, request), config.max_source_dice)
     return checks
 

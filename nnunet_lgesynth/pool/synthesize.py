@@ -212,8 +212,8 @@ def _drafts(generator, heart: Subject, request: Request, asked: dict[int, Condit
         yield group, Painted(
             heart.lge[group], after[heart.channel, here], heart.labels[group], request.mask[group],
             np.stack([asked[z].weight for z in group]), request.contrast, request.healthy,
-            heart.intensities, *(None if maps is None else maps[here] for maps in judged)
-        ), after[:, here]
+            heart.intensities, *(None if maps is None else maps[here] for maps in judged),
+            request.no_reflow_contrast), after[:, here]
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:

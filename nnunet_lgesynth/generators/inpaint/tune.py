@@ -11,12 +11,15 @@ The recipe is ControlNet++'s (arXiv 2404.07987) as LGESynthNet uses it, without 
 Both are decoded with gradient, brought to nnU-Net's intensities and pasted through the feather as
 in use. The segmenter's log-probabilities (float32) are scored sample by sample, as the quality
 control judges them:
-    cross-entropy   inside the feather against the labels as asked, every class alike, scar and
-                    no-reflow as one. The pixels around the scar are left out, here and below: a
-                    real scar fades into them
-    1 - soft Dice   inside the feather, of scar and no-reflow together, and of no-reflow alone where
-                    it was asked for. Its gradient fades where the segmenter never finds no-reflow
-                    (few do); a cross-entropy of its own would push hardest just there
+    cross-entropy   inside the feather against the labels as asked, every class alike, but for
+                    no-reflow. The pixels around the scar are left out, here and below: a real scar
+                    fades into them
+    1 - soft Dice   inside the feather, of the scar around a no-reflow core, and of no-reflow alone
+                    where it was asked for. Its gradient fades where the segmenter never finds
+                    no-reflow (few do); a cross-entropy of its own would push hardest just there
+                    In the core itself scar is neither asked nor refused: few segmenters know
+                    no-reflow, and to be found as scar cores would grow as bright as it, so that
+                    who trains on them learns no no-reflow at all (`reward_core` "scar" does that)
     leak            log(1 + n / `LEAK_PIXELS`) of the n expected new pixels of scar outside the
                     feather; what the segmenter finds in the untouched slice is not the draft's
                     fault
@@ -86,7 +89,8 @@ class RewardObjective(nn.Module):
             scores = self.segmenter.log_probabilities(pasted(drafts, canvas))
             with torch.no_grad():
                 before = self.segmenter.log_probabilities(canvas.image)
-        return (label_loss(scores, before, canvas, self.segmenter.labels, self.scars)
+        return (label_loss(scores, before, canvas, self.segmenter.labels, self.scars,
+                           self.config.reward_core)
                 + CONTRAST_WEIGHT * contrast_loss(drafts, batch.control))
 
 
@@ -99,13 +103,14 @@ def pasted(drafts: torch.Tensor, canvas: Canvas) -> torch.Tensor:
 
 
 def label_loss(scores: torch.Tensor, before: torch.Tensor, canvas: Canvas,
-               labels: tuple[int, ...], scars: tuple[int, ...]) -> torch.Tensor:
-    """Mean over the samples of what the module's text lists.
+               labels: tuple[int, ...], scars: tuple[int, ...],
+               core: str = "own") -> torch.Tensor:
+    """Mean over the samples of what the module's text lists; `core` as `FitConfig.reward_core`.
 
     Log-probabilities (B, L, H, W) in the order of `labels`, of the drafts and of the untouched
     slices; label values that the segmenter lacks are left out. `scars` mean scar, no-reflow last.
     """
-    return torch.stack([_sample_loss(*one, labels, scars) for one in
+    return torch.stack([_sample_loss(*one, labels, scars, core) for one in
                         zip(scores, before, canvas.target, canvas.weight[:, 0] > 0)]).mean()
 
 
@@ -131,24 +136,25 @@ def _middle(values: torch.Tensor) -> torch.Tensor:
 
 
 def _sample_loss(scores: torch.Tensor, before: torch.Tensor, target: torch.Tensor,
-                 here: torch.Tensor, labels: tuple[int, ...], scars: tuple[int, ...]):
+                 here: torch.Tensor, labels: tuple[int, ...], scars: tuple[int, ...], core: str):
     found = {value: scores[i] for i, value in enumerate(labels)}
     kinds = [value for value in scars if value in found]
     scar, scar_before = (torch.stack([part[labels.index(v)] for v in kinds]).logsumexp(0)
                          for part in (scores, before))
     wanted = torch.isin(target, torch.tensor(scars, device=target.device))
     outside, here = ~here, here & ~_border(wanted)
+    cores = (target == kinds[-1]) & (len(kinds) > 1)
+    judged = here if core == "scar" else here & ~cores
     parts = [(found[value], target == value) for value in found if value not in scars]
-    terms = [-log_p[here & mask].mean() for log_p, mask in [*parts, (scar, wanted)]
-             if (here & mask).any()]
+    terms = [-log_p[judged & mask].mean() for log_p, mask in [*parts, (scar, wanted)]
+             if (judged & mask).any()]
     loss = torch.stack(terms).mean()
     leak = (scar.exp() - scar_before.exp())[outside].clamp(min=0).sum()
     loss = loss + torch.log1p(leak / LEAK_PIXELS)
-    masks = [(scar, wanted)]
-    if len(kinds) > 1:
-        masks.append((found[kinds[-1]], target == kinds[-1]))
-    return loss + sum(_lost_dice(log_p[here].exp(), mask[here].float())
-                      for log_p, mask in masks if (mask & here).any())
+    return loss + sum(_lost_dice(log_p[where].exp(), mask[where].float())
+                      for log_p, mask, where in ((scar, wanted, judged),
+                                                 (found[kinds[-1]], cores, here))
+                      if (mask & where).any())
 
 
 def _border(wanted: torch.Tensor) -> torch.Tensor:
