@@ -122,8 +122,8 @@ class Prior:
         cored = [r for r in cored if r.no_reflow >= LEAST_CORE] or cored
         others = [r for r in self.records if r.no_reflow_contrast is None]
         group = self.records
-        if self.no_reflow_share is not None and cored and others:
-            group = cored if rng.uniform() < self.no_reflow_share else others
+        if self.no_reflow_share is not None and cored:
+            group = cored if not others or rng.uniform() < self.no_reflow_share else others
         return group[rng.integers(len(group))]
 
     def _insisted(self, drawn: dict, asked: Asked, rng: np.random.Generator) -> ScarSpec:
