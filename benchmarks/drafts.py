@@ -32,8 +32,8 @@ from nnunet_lgesynth.generators.condition import (
 from nnunet_lgesynth.generators.subject import Subject
 from nnunet_lgesynth.judge.qc import Painted, dice, examine
 
-__all__ = ["Draft", "contrast", "draft", "in_place", "judge_drafts", "judge_real",
-           "own_texture", "real_masks", "requests_of"]
+__all__ = ["Asked", "Draft", "asked_slice", "contrast", "draft", "in_place", "judge_drafts",
+           "judge_real", "own_texture", "real_masks", "requests_of"]
 
 BATCH = 16
 FEATHER_MM = 4.0             # around real scars, as the generators' own
@@ -81,7 +81,7 @@ def requests_of(testset, patients: dict[str, Subject], generator,
                             "benchmarks.testset.")
         heart, mask = patients[line.case], line.mask(patients[line.case])
         request = Request(mask, line.spec.contrast, line.spec.no_reflow_contrast, healthy)
-        asked.append(_asked(heart, line.z, request, generator, line.seed))
+        asked.append(asked_slice(heart, line.z, request, generator, line.seed))
     return asked
 
 
@@ -92,7 +92,7 @@ def in_place(patients: dict[str, Subject], roles: Roles, generator, seeds: int) 
         for z, mask in real_masks(heart, roles):
             contrasts = heart.contrasts(mask, z)
             for seed in range(seeds):
-                one = _asked(heart, z, Request(mask, *contrasts), generator, seed)
+                one = asked_slice(heart, z, Request(mask, *contrasts), generator, seed)
                 filled = np.where(one.condition.region, 0, one.condition.source)
                 asked.append(dataclasses.replace(one, condition=dataclasses.replace(
                     one.condition, source=filled.astype(np.float32))))
@@ -118,7 +118,7 @@ def real_masks(heart: Subject, roles: Roles):
             yield int(z), one
 
 
-def _asked(heart: Subject, z: int, request: Request, generator, seed: int) -> Asked:
+def asked_slice(heart: Subject, z: int, request: Request, generator, seed: int) -> Asked:
     condition = conditions(heart.lge, heart.anatomy, heart.intensities, request, [z],
                            pixels=generator.pixels, mm=generator.mm,
                            feather_mm=generator.feather_mm)[0]

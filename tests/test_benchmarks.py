@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import anatomy, exit_code, generator, gpu_check, reward_curve, testset
+from benchmarks import anatomy, cores, exit_code, generator, gpu_check, reward_curve, testset
 from nnunet_lgesynth.config import UserError
 
 FOLD = ["-d", "116", "-f", "4"]
@@ -10,6 +10,7 @@ FOLD = ["-d", "116", "-f", "4"]
 
 @pytest.mark.parametrize("part, flags", [
     (anatomy, FOLD), (generator, FOLD), (reward_curve, [*FOLD, "--judges", "judges"]),
+    (cores, [*FOLD, "--judge", "judge", "--generators", "fold_4"]),
     (gpu_check, ["-device", "cpu", "--tiny"])], ids=lambda p: getattr(p, "__name__", ""))
 def test_a_result_that_could_not_be_written_is_refused(part, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", *flags, "-o", str(tmp_path / "missing" / "rows.json")])
