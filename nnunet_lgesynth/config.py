@@ -78,6 +78,7 @@ class FitConfig:
     sampler_steps: int = 8
     guidance_scale: float = 2.0
     feather_mm: float = 4.0
+    level_cores: bool = True        # a no-reflow core is shifted to the contrast that was asked
     texture_mm: float = 7.0         # sigma; finer structure of a draft is the source's own; 0: none
     text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
     save_every: int = 250

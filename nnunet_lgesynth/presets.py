@@ -41,7 +41,9 @@ _ABLATIONS = {
     "all-noise": {"reward_min_snr": 0.0},               # reward on real slices at all noise levels
     "half-reward": {"reward_blend": 0.5},               # less of the reward's change kept
     "whole-reward": {"reward_blend": 1.0},              # all of it
-    "core-as-scar": {"reward_core": "scar"},            # a core is rewarded like the scar around it
+    "drawn-core": {"level_cores": False},               # a core as bright as the networks draw it
+    # as until cores were looked at: rewarded like the scar around them, and left as drawn
+    "core-as-scar": {"reward_core": "scar", "level_cores": False},
 }
 PRESETS |= {f"roi-cpu-{name}": dataclasses.replace(
     PRESETS["roi-cpu"], preset=f"roi-cpu-{name}", **changes)

@@ -9,6 +9,7 @@ from scipy import ndimage
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
+from nnunet_lgesynth.anatomy.scar import NO_REFLOW
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.condition import control_map, paste_array
@@ -191,11 +192,31 @@ def test_a_drafts_fine_texture_is_the_sources_own(inpainter, slices):
     assert same < 0.2 * detail and 0.2 * coarse < kept < coarse and all_kept < 0.2 * coarse
     scars = [item.condition for item in slices.asked[:3]]
     plain, textured, healthy = (sample.paint(
-        inpainter.networks, tiny_config(texture_mm=t), asked, range(3), half=False)
-        for t, asked in ((0.0, scars), (4000.0, scars), (0.0, conditions)))
+        inpainter.networks, tiny_config(texture_mm=t, level_cores=False), asked, range(3),
+        half=False) for t, asked in ((0.0, scars), (4000.0, scars), (0.0, conditions)))
     for a, b, h, c in zip(plain, textured, healthy, scars):
         missing = c.source - h
         np.testing.assert_allclose(b, a + missing - missing.mean(), atol=0.05)
+
+
+def test_a_core_has_the_contrast_that_was_asked(inpainter, slices):
+    asked = [item.condition for item in slices.asked if (item.request == NO_REFLOW).any()][:4]
+    assert len(asked) == 4
+    drawn, levelled = (sample.paint(inpainter.networks, tiny_config(level_cores=level), asked,
+                                    range(4), half=False) for level in (False, True))
+    for before, after, condition in zip(drawn, levelled, asked):
+        core = condition.request == NO_REFLOW
+        share = (np.median(after[core]) - np.median(before[core])) / (
+            condition.no_reflow_contrast - np.median(before[core]))
+        assert 0.3 < share < 1.1 and after.dtype == np.float32
+        if core.sum() >= 12:
+            assert share == pytest.approx(1, abs=0.1)
+        near = ndimage.binary_dilation(core, np.ones((7, 7)))      # reach of the blur
+        assert np.array_equal(after[~near], before[~near])
+    healthy = [as_healthy(item).condition for item in slices.asked[:2]]
+    for one, other in zip(*(sample.paint(inpainter.networks, tiny_config(level_cores=level),
+                                         healthy, range(2), half=False) for level in (0, 1))):
+        assert np.array_equal(one, other)
 
 
 def test_a_healthy_draft_is_its_own_twin(inpainter, slices, monkeypatch):

@@ -9,6 +9,8 @@ contrast that was asked.
 Fine texture is the source's own (`render`): the model's would tell what was painted from what was
 not. The same noise is also painted as healthy wall; what the source has and that twin lacks, below
 `texture_mm`, is added to the draft. Scar borders stay, since the twin has none there.
+A no-reflow core is a few pixels wide and drawn nearly as bright as the scar around it, which would
+teach nnU-Net no no-reflow; with `level_cores` it is shifted to the contrast that was asked.
 The noise of a sample comes from its own seed and batches have one size, so it is the same, bit by
 bit, alone and among others. Between batch sizes convolutions and linear layers round differently:
 in float32, with `roi-cpu`'s networks, by up to 2e-5 of a range of 7.
@@ -26,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
 from safetensors import SafetensorError
+from scipy import ndimage
 
 from nnunet_lgesynth.anatomy.priors import Prior
+from nnunet_lgesynth.anatomy.scar import NO_REFLOW
 from nnunet_lgesynth.config import FitConfig, UserError, from_dict
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.fitted import fit_command, read_fitted
@@ -36,6 +40,8 @@ from nnunet_lgesynth.generators.inpaint.networks import Networks
 
 __all__ = ["Inpainter", "autocast", "denoise", "finish", "half_precision", "paint", "render"]
 
+CORE_SIGMA = 0.7    # crop pixels: how softly a core's shift ends, as partial volume does
+LEAST_SHARE = 0.6   # below it a core is too thin to be shifted in full
 BATCH = (16, 4)     # on accelerators; on a CPU, where a lesion has but a few slices
 
 
@@ -120,7 +126,19 @@ def _painting(networks: Networks, config: FitConfig, conditions: Sequence[Condit
         images = yield from _without_gradients(_rendering(networks, batch, config),
                                                networks.device, half)
         result.extend(images[:, 0].float().cpu().numpy())
-    return result[:len(asked)]
+    if not config.level_cores:
+        return result[:len(asked)]
+    return [_levelled(draft, condition) for draft, (condition, _) in zip(result, asked)]
+
+
+def _levelled(draft: np.ndarray, condition: Condition) -> np.ndarray:
+    """The draft (P, P) with its core's median at the contrast asked."""
+    core = condition.request == NO_REFLOW
+    if not core.any():
+        return draft
+    share = ndimage.gaussian_filter(core.astype(np.float32), CORE_SIGMA)
+    missing = condition.no_reflow_contrast - float(np.median(draft[core]))
+    return (draft + missing * share / max(np.median(share[core]), LEAST_SHARE)).astype(np.float32)
 
 
 def _without_gradients(steps: Generator, device: torch.device, half: bool) -> Generator:

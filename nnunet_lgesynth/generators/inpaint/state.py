@@ -23,7 +23,7 @@ __all__ = ["identity_of", "read_state", "refuse_existing", "restore_weights", "s
 SHARED = ("network", "crop_pixels", "crop_mm", "text_encoder", "seed")    # of VAE and U-Net
 LATER = ("preset", "reward_steps", "reward_learning_rate", "reward_weight", "reward_min_snr",
          "reward_last_steps", "reward_blend", "reward_core", "sampler_steps", "guidance_scale",
-         "texture_mm", "save_every")                  # that no ControlNet without reward depends on
+         "level_cores", "texture_mm", "save_every")   # that no ControlNet without reward depends on
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
