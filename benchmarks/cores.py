@@ -22,6 +22,7 @@ from benchmarks import exit_code, result_file
 from benchmarks.drafts import Asked, asked_slice, draft, judge_drafts
 from benchmarks.testset import about, count, fold_parser, open_fold
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
+from nnunet_lgesynth.benchmark.compare import number_row
 from nnunet_lgesynth.config import QCConfig
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import write_json
@@ -46,8 +47,25 @@ def main() -> None:
     fold = open_fold(arguments)
     found = measure(fold, arguments.judge, arguments.generators, arguments.n,
                     usable_device(arguments.device))
-    write_json(arguments.o, {**about("cores", fold, arguments.device), "seeds": [SEED],
-                             "split": f"training, fold {fold.fold}", **found})
+    write_json(arguments.o, rows_of(found, {
+        **about("cores", fold, arguments.device), "seeds": [SEED],
+        "split": f"training, fold {fold.fold}"}))
+
+
+def rows_of(found: dict, shared: dict) -> list[dict]:
+    """What `measure` found as result rows: a metric is a number and of what, as `core_drafted`."""
+    rows = []
+    for name, parts in {"real": {"measured": found["real"]}, **found["generators"]}.items():
+        arm = {**shared, "arm": name, "preset": None if name in ("real", "paint") else name}
+        for part, numbers in parts.items():
+            if part == "accepted_share":
+                rows.append(number_row(arm, part, numbers, n=parts["drafted"]["slices"]))
+                continue
+            rows += [number_row(arm, f"{metric}_{part}", value, n=numbers["slices"],
+                                unit="pixels" if metric == "core_pixels" else "normalised")
+                     for metric, value in numbers.items()
+                     if metric != "slices" and value is not None]
+    return rows
 
 
 def measure(fold: Fold, judge_folder: Path, folders: list[Path], n: int, device) -> dict:

@@ -55,6 +55,19 @@ def test_recorded_rows_are_told_apart_and_belong_together(path):
         assert {tuple(r[k] for k in TRAINING_KEY) for r in own} == known
 
 
+def test_the_docs_show_the_cores_that_were_measured():
+    docs = (RESULTS.parents[1] / "docs" / "samples.md").read_text().partition("No-reflow cores")[2]
+    found = {(r["arm"], r["metric"]): f"{r['value']:.3f}" for r in json.loads(
+        (RESULTS / "cores_fold4.json").read_text())}
+    for arm in ("paint", "roi-cpu-core-as-scar", "roi-cpu-drawn-core", "roi-cpu"):
+        told = [found[arm, metric] for metric in (
+            "accepted_share", "scar_asked", "core_asked", "scar_drafted", "core_drafted",
+            "core_accepted", "scar_above_core_accepted")]
+        assert f"| {arm} | {' | '.join(told)} |" in docs
+    real = [found["real", f"{name}_measured"] for name in ("scar", "core", "scar_above_core")]
+    assert f"| - | - | - | {real[0]} | {real[1]} | - | {real[2]} |" in docs
+
+
 def test_the_readme_shows_the_table_of_the_committed_numbers():
     rows = json.loads((RESULTS / "emidec_roi_fold0.json").read_text())
     assert markdown_table(rows) in (RESULTS.parents[1] / "README.md").read_text()
