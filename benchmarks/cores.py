@@ -74,9 +74,8 @@ def measure(fold: Fold, judge_folder: Path, folders: list[Path], n: int, device)
     from nnunet_lgesynth.judge.segmenter import Segmenter  # nnU-Net reads its folders at import
 
     judge = Segmenter.load_fold(judge_folder, device)
-    generators = {"paint": Painter()} | {
-        f.parent.name.split("__")[0].removeprefix("LGESynth_"): Inpainter.load(f, device)
-        for f in folders}
+    fitted = [Inpainter.load(f, device) for f in folders]
+    generators = {"paint": Painter(), **{one.config.preset: one for one in fitted}}
     found = {}
     for name, generator in generators.items():
         drafts, _ = draft(generator, _asked(fold, generator, n))
@@ -116,9 +115,7 @@ def _real(fold: Fold):
         mask = subject.scar_mask(fold.info.roles)
         for z in np.flatnonzero(subject.anatomy.covered):
             if _measurable(mask[z]):
-                values = subject.intensities.apply(subject.lge[z])
-                yield (*(float(np.median(values[mask[z] == part])) for part in (SCAR, NO_REFLOW)),
-                       mask[z])
+                yield (*subject.contrasts(mask, z), mask[z])
 
 
 def _numbers(slices) -> dict:

@@ -37,11 +37,10 @@ from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.fitted import fit_command, read_fitted
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
+from nnunet_lgesynth.generators.paint import Painter
 
 __all__ = ["Inpainter", "autocast", "denoise", "finish", "half_precision", "paint", "render"]
 
-CORE_SIGMA = 0.7    # crop pixels: how softly a core's shift ends, as partial volume does
-LEAST_SHARE = 0.6   # below it a core is too thin to be shifted in full
 BATCH = (16, 4)     # on accelerators; on a CPU, where a lesion has but a few slices
 
 
@@ -132,13 +131,15 @@ def _painting(networks: Networks, config: FitConfig, conditions: Sequence[Condit
 
 
 def _levelled(draft: np.ndarray, condition: Condition) -> np.ndarray:
-    """The draft (P, P) with its core's median at the contrast asked."""
+    """The draft (P, P) with its core's median at the contrast asked; the shift ends as softly as
+    the painter's parts do, and like theirs falls short in a core too thin to hold it."""
     core = condition.request == NO_REFLOW
     if not core.any():
         return draft
-    share = ndimage.gaussian_filter(core.astype(np.float32), CORE_SIGMA)
+    share = ndimage.gaussian_filter(core.astype(np.float32), Painter.border_sigma)
     missing = condition.no_reflow_contrast - float(np.median(draft[core]))
-    return (draft + missing * share / max(np.median(share[core]), LEAST_SHARE)).astype(np.float32)
+    return (draft + missing * share / max(np.median(share[core]), Painter.least_share)).astype(
+        np.float32)
 
 
 def _without_gradients(steps: Generator, device: torch.device, half: bool) -> Generator:
