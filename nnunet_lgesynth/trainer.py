@@ -73,14 +73,9 @@ class LGESynthTrainer(nnUNetTrainer):
         if probability is not None:
             self.injection = dataclasses.replace(self.injection, probability=probability,
                                                  ratio_cap=NO_CAP)      # it is what was asked for
-        if fade is not None:
-            self.injection = dataclasses.replace(self.injection, fade=fade)
-        if share is not None:
-            self.injection = dataclasses.replace(self.injection, no_reflow_share=share)
-        if warm_up is not None:
-            self.injection = dataclasses.replace(self.injection, warm_up=warm_up)
-        if self.seed is not None:
-            self.injection = dataclasses.replace(self.injection, seed=self.seed)
+        self.injection = dataclasses.replace(self.injection, **{
+            name: value for name in ("fade", "no_reflow_share", "warm_up", "seed")
+            if (value := self._told[name]) is not None})
 
     @contextmanager
     def _in_one_sentence(self):
