@@ -170,6 +170,14 @@ def test_no_new_scar_outside_but_old_scar_may_stay(healthy):
     assert not failed(replace(item, judged_source=before, judged_sample=after))
 
 
+def test_a_large_scar_may_have_more_scar_outside_than_a_small_one():
+    item, far = painted(), np.s_[18:]
+    for share, count, wrong in ((0.25, 5, set()), (0.4, 8, set()), (0.4, 9, {"new_outside"})):
+        after = marked(item.judged_sample, far, 3, count)          # of 20 pixels that were asked
+        bounds = replace(CONFIG, max_new_outside_share=share)
+        assert failed(replace(item, judged_sample=after), bounds) == wrong
+
+
 def test_a_healthy_repainting_brings_no_new_scar_inside():
     item = painted(healthy=True)
     for count, wrong in ((5, set()), (6, {"new_inside"})):

@@ -44,7 +44,6 @@ ATTEMPTS = 20
 ASKED_ATTEMPTS = 8               # of a user's wishes, which give way after them; see `_eased`
 LEAST_DEPTH = 0.15
 LEAST_BURDEN = 0.004
-LEAST_CORE = 0.1                 # of a scar; smaller cores are hardly darker than the scar
 NON_ISCHAEMIC = ("midwall", "subepicardial", "patchy")
 NON_ISCHAEMIC_BURDEN = 0.15      # at most; larger ones are infarcts in these records
 PATCHY_BURDEN = 0.04             # at most; more foci grow together
@@ -82,8 +81,8 @@ class Asked:
 class Prior:
     """Draws requests that vary the records' scars; see the module text for the names.
 
-    `no_reflow_share` of the requests vary a scar with a no-reflow core of some size, the others one
-    without; None: as many as there are among the records.
+    `no_reflow_share` of the requests vary a scar with a no-reflow core, the more often the larger
+    the core, the others one without; None: each record as often, whatever it holds.
     """
 
     name: str
@@ -118,13 +117,15 @@ class Prior:
         return _eased(anatomy, spec, asked)
 
     def _record(self, rng: np.random.Generator) -> ScarRecord:
-        cored = [r for r in self.records if r.no_reflow_contrast is not None]
-        cored = [r for r in cored if r.no_reflow >= LEAST_CORE] or cored
-        others = [r for r in self.records if r.no_reflow_contrast is None]
-        group = self.records
-        if self.no_reflow_share is not None and cored:
-            group = cored if not others or rng.uniform() < self.no_reflow_share else others
-        return group[rng.integers(len(group))]
+        cored, others = ([r for r in self.records if (r.no_reflow_contrast is None) == without]
+                         for without in (False, True))
+        if self.no_reflow_share is None or not cored:
+            return self.records[rng.integers(len(self.records))]
+        if others and rng.uniform() >= self.no_reflow_share:
+            return others[rng.integers(len(others))]
+        # by the core's volume: small ones are hardly darker than their scar, and pass most easily
+        volumes = np.array([r.burden * r.no_reflow for r in cored])
+        return cored[rng.choice(len(cored), p=volumes / volumes.sum())]
 
     def _insisted(self, drawn: dict, asked: Asked, rng: np.random.Generator) -> ScarSpec:
         if asked.segments:

@@ -87,8 +87,9 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def examine(painted: Painted, roles: Roles, config: QCConfig) -> Verdict:
-    """Run every check that applies. In a stack the unwanted scar that is allowed grows with the
-    number of slices; every other bound is on a share, or the same for one slice and for many."""
+    """Run every check that applies. The unwanted scar that is allowed grows with the number of
+    slices of a stack, and outside of a large scar with that; every other bound is on a share, or
+    the same for one slice and for many."""
     request = painted.request > 0
     checks = {
         "pixels": _at_least(request.sum(), config.min_pixels),
@@ -122,7 +123,8 @@ def _judged(painted: Painted, request: np.ndarray, roles: Roles,
                      for m in (painted.judged_source, painted.judged_sample))
     inside = painted.weight > 0
     new, slices = after & ~before, math.prod(request.shape[:-2])
-    checks = {"new_outside": _at_most((new & ~inside).sum(), config.max_new_outside * slices)}
+    few = max(config.max_new_outside * slices, config.max_new_outside_share * request.sum())
+    checks = {"new_outside": _at_most((new & ~inside).sum(), few)}
     if painted.healthy:
         checks["new_inside"] = _at_most((new & inside).sum(), config.max_healthy_pixels * slices)
     else:
