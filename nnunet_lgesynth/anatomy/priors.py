@@ -117,8 +117,8 @@ class Prior:
         return _eased(anatomy, spec, asked)
 
     def _record(self, rng: np.random.Generator) -> ScarRecord:
-        cored, others = ([r for r in self.records if (r.no_reflow_contrast is None) == without]
-                         for without in (False, True))
+        cored = [r for r in self.records if r.no_reflow_contrast is not None]
+        others = [r for r in self.records if r.no_reflow_contrast is None]
         if self.no_reflow_share is None or not cored:
             return self.records[rng.integers(len(self.records))]
         if others and rng.uniform() >= self.no_reflow_share:
