@@ -126,7 +126,7 @@ class QCConfig:
     min_dice: float = 0.6           # judge's scar on the sample against the request
     max_source_dice: float = 0.2    # judge's scar on the untouched source against the request
     max_new_outside: int = 5        # pixels a slice of scar outside the feather, new to the source,
-    max_new_outside_share: float = 0.05         # or this share of the request, where that is more
+    max_new_outside_share: float = 0.05      # or this share of a requested scar, where that is more
     max_healthy_pixels: int = 5     # pixels a slice of new scar in a healthy re-inpainting
     min_pixels: int = 6             # smallest requested scar in one slice
     min_contrast_share: float = 0.4  # realised over requested contrast, also of scar over core

@@ -176,6 +176,9 @@ def test_a_large_scar_may_have_more_scar_outside_than_a_small_one():
         after = marked(item.judged_sample, far, 3, count)          # of 20 pixels that were asked
         bounds = replace(CONFIG, max_new_outside_share=share)
         assert failed(replace(item, judged_sample=after), bounds) == wrong
+    item = painted(healthy=True)                        # no scar was asked for, however large
+    after = marked(item.judged_sample, far, 3, 6)
+    assert failed(replace(item, judged_sample=after), bounds) == {"new_outside"}
 
 
 def test_a_healthy_repainting_brings_no_new_scar_inside():

@@ -123,7 +123,8 @@ def _judged(painted: Painted, request: np.ndarray, roles: Roles,
                      for m in (painted.judged_source, painted.judged_sample))
     inside = painted.weight > 0
     new, slices = after & ~before, math.prod(request.shape[:-2])
-    few = max(config.max_new_outside * slices, config.max_new_outside_share * request.sum())
+    leak = 0 if painted.healthy else config.max_new_outside_share * request.sum()
+    few = max(config.max_new_outside * slices, leak)
     checks = {"new_outside": _at_most((new & ~inside).sum(), few)}
     if painted.healthy:
         checks["new_inside"] = _at_most((new & inside).sum(), config.max_healthy_pixels * slices)
