@@ -27,11 +27,11 @@ from nnunet_lgesynth.dataset.roles import DatasetInfo
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.data import SliceSet
 from nnunet_lgesynth.generators.inpaint.networks import Networks, build
-from nnunet_lgesynth.generators.inpaint.sample import half_precision
 from nnunet_lgesynth.generators.subject import Subject, measure_prior
 from nnunet_lgesynth.judge.checkpoint import build_network
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.phantom import PATHOLOGICAL, draw_patient, render
+from nnunet_lgesynth.precision import half_precision
 from nnunet_lgesynth.presets import PRESETS
 
 __all__ = ["FULL", "TINY", "Check", "Plan", "Size", "attempted", "conditions_of", "free",

@@ -24,6 +24,8 @@ def device_flag(parser) -> None:
 def budget_flags(parser) -> None:
     parser.add_argument("--epochs", type=int, help="instead of nnU-Net's 1000, in every arm")
     parser.add_argument("--iterations", type=int, help="per epoch, instead of 250")
+    parser.add_argument("--half", action="store_const", const=1, help=(
+        "train in half precision on a CPU that has bfloat16, as nnU-Net does on CUDA"))
     parser.add_argument("--warm-up", type=int, metavar="CASES", help=(
         "scarred cases that a training with synthesis waits for before it begins (default 0)"))
 

@@ -85,7 +85,7 @@ def train(arguments) -> int:
         usable_device(arguments.device)
     add_to_environment()
     given = {f: v for f in ("epochs", "iterations", "warm_up", "seed", "probability", "patients",
-                             "fade", "no_reflow_share", "generator")
+                             "fade", "no_reflow_share", "half", "generator")
              if (v := getattr(arguments, f)) is not None}
     find_trainer(arguments.tr, [f"--{f.replace('_', '-')}" for f in given])
     os.environ.update({f"LGESYNTH_{f.upper()}": str(v) for f, v in given.items()})
@@ -139,7 +139,7 @@ def benchmark(arguments) -> int:
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs,
-        warm_up=arguments.warm_up, ensemble=arguments.ensemble)
+        warm_up=arguments.warm_up, ensemble=arguments.ensemble, half=arguments.half)
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

@@ -228,7 +228,7 @@ def from_dict(cls, values: dict):
                         "version of nnunet-lgesynth.") from error
 
 
-LATER_FIELDS = ("ensemble", "fade", "no_reflow_share", "patients", "probability")
+LATER_FIELDS = ("ensemble", "fade", "half", "no_reflow_share", "patients", "probability")
 
 
 def config_hash(config) -> str:

@@ -5,8 +5,8 @@ iteration, one row an epoch goes to `lgesynth.jsonl` (of further GPUs to `lgesyn
 ...). With `generator = None` nothing is wrapped at all. Settings come from class attributes; these
 environment variables change them for one run, the same way in every arm: LGESYNTH_EPOCHS,
 LGESYNTH_ITERATIONS, LGESYNTH_SEED, LGESYNTH_PATIENTS, LGESYNTH_PROBABILITY, LGESYNTH_WARM_UP,
-LGESYNTH_FADE, LGESYNTH_NO_REFLOW_SHARE, LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth
-train` sets them from its flags.
+LGESYNTH_FADE, LGESYNTH_NO_REFLOW_SHARE, LGESYNTH_HALF (1: half precision on the CPU, too),
+LGESYNTH_GENERATOR (a generator's fold folder). `lgesynth train` sets them from its flags.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold, split_hash
 from nnunet_lgesynth.files import write_text
+from nnunet_lgesynth.precision import halve_on_cpu
 from nnunet_lgesynth.processes import sigterm_as_exit
 from nnunet_lgesynth.provenance import machine, versions
 
@@ -59,10 +60,11 @@ class LGESynthTrainer(nnUNetTrainer):
         warm_up = environment_number("LGESYNTH_WARM_UP", int, 0)
         fade = environment_number("LGESYNTH_FADE", float, 0)
         share = environment_number("LGESYNTH_NO_REFLOW_SHARE", float, 0)
+        self.half = True if environment_number("LGESYNTH_HALF", int, 0) else None
         self.seed = environment_number("LGESYNTH_SEED", int, 0)
         self.patients = environment_number("LGESYNTH_PATIENTS", int, 2)
         self._told = {"epochs": epochs, "iterations": iterations, "probability": probability,
-                      "fade": fade, "warm_up": warm_up, "no_reflow_share": share,
+                      "fade": fade, "warm_up": warm_up, "no_reflow_share": share, "half": self.half,
                       "seed": self.seed, "patients": self.patients}
         if epochs is not None:
             self.num_epochs = epochs
@@ -107,6 +109,9 @@ class LGESynthTrainer(nnUNetTrainer):
             torch.manual_seed(self.seed)     # initial weights, the same on every rank
             np.random.seed([self.seed, self.local_rank])
         super().initialize()
+        if self.half and self.device.type == "cpu":
+            with self._in_one_sentence():
+                halve_on_cpu(self.network.module if self.is_ddp else self.network)
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net does, but in one rename: a disk that is full costs no earlier checkpoint."""

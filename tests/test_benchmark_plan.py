@@ -103,6 +103,12 @@ def test_variants_are_planned_with_their_own_results_and_generators(workspace):
     assert "--warm-up 64" in synthetic and "LGESYNTH_PROBABILITY=1.0" in synthetic
 
 
+def test_half_precision_is_every_trainings_and_no_fits(workspace):
+    lines = go(workspace, ["real", "lgesynth"], plan_only=True, half=1)["plan"]
+    assert [(argv[3], "--half" in argv) for _, argv in map(words, lines)] == [
+        ("train", True), ("fit", False), ("train", True)]
+
+
 def test_the_plan_resumes_what_was_interrupted(workspace):
     finish(workspace, "real", 2, 0.0)
     assert go(workspace, ["real"], plan_only=True)["plan"] == []

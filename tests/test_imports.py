@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nnunet_lgesynth"
 STAGES = ("dataset", "anatomy", "judge", "generators", "pool", "trainer", "benchmark")
 # every stage may use these, they use no stage
-BASE = ("config", "discovery", "files", "presets", "processes", "provenance", "__init__",
-        "__version__")
+BASE = ("config", "discovery", "files", "precision", "presets", "processes", "provenance",
+        "__init__", "__version__")
 HEAVY = {"diffusers", "transformers"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 TRAINERS = sorted(p for p in (ROOT / "trainers").glob("*.py") if p.stem != "__init__")

@@ -9,6 +9,7 @@ from scipy import ndimage
 from tiny_fold import write_tiny_fold
 from tiny_inpaint import tiny_config, tiny_inpainter, tiny_slices
 
+from nnunet_lgesynth import precision
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.files import write_json
@@ -53,7 +54,7 @@ def test_batches_of_another_size_differ_by_rounding_alone(inpainter, slices):
 
 def test_drafting_pauses_after_each_pass_and_leaves_the_callers_modes_alone(
         inpainter, slices, monkeypatch):
-    monkeypatch.setattr(sample, "half_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(precision, "half_precision", lambda device: torch.bfloat16)
     asked, seeds = [item.condition for item in slices.asked[:5]], range(5)     # two batches
     steps, pauses = inpainter.drafting(asked, seeds), 0
     state = torch.get_rng_state()
@@ -71,14 +72,14 @@ def test_drafting_pauses_after_each_pass_and_leaves_the_callers_modes_alone(
 
 
 def test_half_precision_can_be_left_out(inpainter, slices, monkeypatch):
-    monkeypatch.setattr(sample, "half_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(precision, "half_precision", lambda device: torch.bfloat16)
     conditions = [item.condition for item in slices.asked[:2]]
     full = Inpainter(inpainter.networks, slices.config, slices.prior, inpainter.hash, half=False)
     halves, exact = (np.stack(i.drafts(conditions, [0, 1])) for i in (inpainter, full))
     # eight bits of mantissa add up to 3 % here, 23 % in the worst pixel, which varies with the CPU
     assert 0 < np.sqrt(np.mean((halves - exact) ** 2)) < 0.05 * exact.std()
     assert np.abs(halves - exact).max() < 0.4 * exact.std()
-    monkeypatch.setattr(sample, "half_precision", lambda device: None)
+    monkeypatch.setattr(precision, "half_precision", lambda device: None)
     assert np.array_equal(inpainter.drafts(conditions, [0, 1]), exact)
 
 

@@ -30,6 +30,7 @@ from tiny_training import (
     write_tiny_training,
 )
 
+from nnunet_lgesynth import precision
 from nnunet_lgesynth.config import InjectionConfig, UserError
 from nnunet_lgesynth.discovery import VARIABLE, list_trainers, trainers_folder
 from nnunet_lgesynth.judge.segmenter import Segmenter
@@ -332,11 +333,37 @@ def test_epochs_are_shortened_with_their_checkpoints_and_validation(fold, monkey
     assert (untouched.num_iterations_per_epoch, untouched.num_val_iterations_per_epoch) == (250, 50)
 
 
+def test_half_precision_on_the_cpu_is_what_was_asked_for(fold, monkeypatch):
+    """The same weights in float32, other rounding; and logits that the loss takes in float32."""
+    trainer = trainer_of(fold, "nnUNetTrainerLGEReal")
+    trainer.initialize()
+    image = torch.randn(2, trainer.num_input_channels, 32, 32)
+    exact = trainer.network(image)[0]
+    monkeypatch.setenv("LGESYNTH_HALF", "1")
+    monkeypatch.setattr(precision, "half_precision", lambda device: torch.bfloat16)
+    halved = trainer_of(fold, "nnUNetTrainerLGEReal")
+    halved.initialize()
+    halved.network.load_state_dict(trainer.network.state_dict())
+    logits = halved.network(image)[0]
+    assert logits.dtype == torch.float32 == next(halved.network.parameters()).dtype
+    assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
+    halved.run_training()
+    assert [row["told"]["half"] for row in rows(halved)] == [True, True]
+
+
+def test_half_precision_is_refused_where_the_cpu_has_none(fold, monkeypatch):
+    monkeypatch.setenv("LGESYNTH_HALF", "1")
+    monkeypatch.setattr(precision, "half_precision", lambda device: None)
+    with refusal() as refused:
+        trainer_of(fold, "nnUNetTrainerLGEReal").initialize()
+    assert "--half needs a CPU that multiplies bfloat16" in str(refused.value.__cause__)
+
+
 @pytest.mark.parametrize("name, value", [
     ("EPOCHS", "0"), ("EPOCHS", "ten"), ("ITERATIONS", "1.5"), ("SEED", "-1"), ("SEED", ""),
     ("WARM_UP", "-1"), ("WARM_UP", "65"), ("PROBABILITY", "-0.1"),
     ("PROBABILITY", "1.1"), ("PROBABILITY", "nan"), ("NO_REFLOW_SHARE", "2"), ("FADE", "0"),
-    ("PATIENTS", "1")])
+    ("PATIENTS", "1"), ("HALF", "yes")])
 def test_numbers_from_the_environment_are_checked(fold, monkeypatch, name, value):
     monkeypatch.setenv(f"LGESYNTH_{name}", value)
     with refusal() as refused:

@@ -54,6 +54,7 @@ class Recipe:
     fade: float | None = None          # over this last share of the training it falls to 0
     patients: int | None = None        # that it trains on; None: all of the fold's
     no_reflow_share: float | None = None       # of requested scars; None: the trainer's
+    half: bool | None = None           # half precision on a CPU, too
     ensemble: tuple[int, ...] | None = None    # of these folds
 
     @property

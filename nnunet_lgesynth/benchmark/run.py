@@ -71,7 +71,8 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
               preset: str = "gpu-2d", device: str = "cuda", epochs: int | None = None,
               iterations: int | None = None, images: str | Path | None = None,
               labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1,
-              warm_up: int | None = None, ensemble: bool = False) -> dict:
+              warm_up: int | None = None, ensemble: bool = False,
+              half: int | None = None) -> dict:
     """Compare training arms on validation folds and, where given, on external images.
 
     Parameters
@@ -84,6 +85,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     jobs : trainings that run at a time.
     ensemble : predict the external images with all folds together, too.
     warm_up : scarred cases that a training with synthesis waits for; None leaves the trainer's own.
+    half : 1 trains every arm in half precision on a CPU, too.
 
     Returns {"verdict", "sentences", "rows", "report", "results", "cases"}: the headline, all
     sentences, number rows, and the paths of the files written.
@@ -95,7 +97,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         tuple(map(canonical, arms)), tuple(folds), seeds, Path(out).resolve(), plans, preset,
         device, epochs, iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None, warm_up, ensemble,
-        first.planar if first else configuration)
+        first.planar if first else configuration, True if half else None)
     for fold in opened.values():
         for patients in {v.patients for v in map(Variant.of, settings.arms)}:
             fold.subset(patients)              # refuses more than there are

@@ -38,6 +38,7 @@ class Settings:
     warm_up: int | None = None      # scarred cases that an injecting training waits for
     ensemble: bool = False          # predict the external set with all folds together, too
     planar: str = "2d"              # configuration of generators and judges, see `Fold.planar`
+    half: bool | None = None        # on a CPU, too
 
     def __post_init__(self):
         if not self.arms:
@@ -78,12 +79,13 @@ class Settings:
                       generator and config_hash(generator),
                       self.waits(variant) if injects(variant.trainer) else None,
                       probability=variant.probability, patients=variant.patients, fade=variant.fade,
-                      no_reflow_share=variant.no_reflow_share)
+                      no_reflow_share=variant.no_reflow_share, half=self.half)
 
     def fixed(self) -> dict:
         """The settings that must stay the same for every run into one output folder; those of
         ADDABLE may be given later."""
-        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset", "warm_up")
+        names = ("dataset", "configuration", "plans", "epochs", "iterations", "preset", "warm_up",
+                 "half")
         return {**{name: getattr(self, name) for name in names},
                 **{name: None if (path := getattr(self, name)) is None else str(path)
                    for name in ADDABLE}}
@@ -115,7 +117,7 @@ def budget_argv(settings: Settings) -> list[str]:
     """Flags of every training."""
     flags = {"--epochs": settings.epochs, "--iterations": settings.iterations}
     return [text for flag, value in flags.items() if value is not None
-            for text in (flag, str(value))]
+            for text in (flag, str(value))] + ["--half"] * bool(settings.half)
 
 
 def warm_up_argv(cases: int | None) -> list[str]:

@@ -38,8 +38,9 @@ from nnunet_lgesynth.generators.fitted import fit_command, read_fitted
 from nnunet_lgesynth.generators.inpaint.batch import Batch, collate, healthy_twin, latent_shape
 from nnunet_lgesynth.generators.inpaint.networks import Networks
 from nnunet_lgesynth.generators.paint import Painter
+from nnunet_lgesynth.precision import autocast
 
-__all__ = ["Inpainter", "autocast", "denoise", "finish", "half_precision", "paint", "render"]
+__all__ = ["Inpainter", "denoise", "finish", "paint", "render"]
 
 BATCH = (16, 4)     # on accelerators; on a CPU, where a lesion has but a few slices
 
@@ -201,25 +202,6 @@ def denoise(networks: Networks, batch: Batch, config: FitConfig,
             latents = scheduler.step(v.float(), now, latents, variance_noise=noise).prev_sample
             latents = _blend(networks, latents, known, noise, region, after)
         yield latents
-
-
-def half_precision(device: torch.device) -> torch.dtype | None:
-    """The half precision that this device multiplies in hardware: bfloat16, on older CUDA devices
-    float16; None elsewhere."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    if device.type == "cpu" and supported():
-        return torch.bfloat16
-    return None
-
-
-def autocast(device: torch.device, half: bool = True) -> torch.autocast:
-    """Autocast to `half_precision`; to nothing without one, or without `half`."""
-    dtype = half_precision(device)
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16,
-                          enabled=half and dtype is not None)
 
 
 def _smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -47,7 +47,6 @@ from nnunet_lgesynth.generators.inpaint.progress import (
     draw_picture,
     write_checkpoint,
 )
-from nnunet_lgesynth.generators.inpaint.sample import half_precision
 from nnunet_lgesynth.generators.inpaint.state import (
     identity_of,
     read_finished,
@@ -61,6 +60,7 @@ from nnunet_lgesynth.generators.inpaint.text import build_text
 from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
+from nnunet_lgesynth.precision import half_precision
 
 __all__ = ["accelerator_on", "check", "fit", "leave", "objective_of"]
 
