@@ -68,6 +68,18 @@ def test_the_docs_show_the_cores_that_were_measured():
     assert f"| - | - | - | {real[0]} | {real[1]} | - | {real[2]} |" in docs
 
 
+def test_the_docs_show_what_was_learnt_of_no_reflow():
+    docs = (RESULTS.parents[1] / "docs" / "samples.md").read_text()
+    found: dict[tuple[str, str], list] = {}
+    for row in json.loads((RESULTS / "learnt_fold4.json").read_text()):
+        found.setdefault((row["arm"], row["split"].partition(",")[0]), []).append(row)
+    names = {"nnUNetTrainerLGEReal": "real", "nnUNetTrainerLGESynth": "lgesynth:p=1,f=1,c=1"}
+    assert len(found) == 6
+    for (arm, where), (no_reflow, scar, dice) in found.items():
+        numbers = " | ".join(f"{r['value']:.3f}" for r in (no_reflow, scar, dice))
+        assert f"| {names[arm]} | {where} | {numbers} | {dice['n']} |" in docs
+
+
 def test_the_readme_shows_the_table_of_the_committed_numbers():
     rows = json.loads((RESULTS / "emidec_roi_fold0.json").read_text())
     assert markdown_table(rows) in (RESULTS.parents[1] / "README.md").read_text()
