@@ -1,9 +1,8 @@
-"""What trained networks make of no-reflow: in their own training patients, in validation, in pools.
+"""What trained networks make of no-reflow: in their training patients, in validation, in a pool.
 
-In each case with no-reflow, the mean probability of no-reflow, infarct and the rest within the true
+In each case with no-reflow, the mean probability of no-reflow and of infarct within the true
 no-reflow, and the Dice of no-reflow. A network that has learnt its training patients by heart finds
-it there alone. `<folder>/lgesynth_pool` is measured where a training has one; `--pool` names
-another training's folder, whose pool every network sees.
+it there alone. `--pool` names the training whose pool every network sees.
 
     python -m benchmarks.learnt -d 116 -f 4 --networks FOLD_FOLDER ... --pool FOLD_FOLDER \\
         -o benchmarks/results/learnt_fold4.json
@@ -27,6 +26,7 @@ from nnunet_lgesynth.benchmark.compare import number_row
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.files import write_json
+from nnunet_lgesynth.judge.qc import dice
 from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.generator import usable_device
 
@@ -90,7 +90,7 @@ def _numbers(network, cases: list[Case], fold: Fold) -> dict:
         inside = found.swapaxes(0, 1)[:, truth].mean(axis=1)               # (L,)
         predicted = found.argmax(axis=1) == at[roles.no_reflow]
         rows.append([inside[at[roles.no_reflow]], inside[at[roles.scar]],
-                     2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())])
+                     dice(predicted, truth)])
     means = np.round(np.mean(rows, axis=0), 3)
     return dict(zip(("probability_no_reflow", "probability_scar", "no_reflow_dice"),
                     map(float, means)), cases=len(rows))

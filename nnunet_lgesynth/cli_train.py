@@ -139,7 +139,7 @@ def benchmark(arguments) -> int:
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs,
-        warm_up=arguments.warm_up, ensemble=arguments.ensemble, half=arguments.half)
+        warm_up=arguments.warm_up, ensemble=arguments.ensemble, half=bool(arguments.half))
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

@@ -104,7 +104,7 @@ def test_variants_are_planned_with_their_own_results_and_generators(workspace):
 
 
 def test_half_precision_is_every_trainings_and_no_fits(workspace):
-    lines = go(workspace, ["real", "lgesynth"], plan_only=True, half=1)["plan"]
+    lines = go(workspace, ["real", "lgesynth"], plan_only=True, half=True)["plan"]
     assert [(argv[3], "--half" in argv) for _, argv in map(words, lines)] == [
         ("train", True), ("fit", False), ("train", True)]
 

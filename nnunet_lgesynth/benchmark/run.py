@@ -72,7 +72,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
               iterations: int | None = None, images: str | Path | None = None,
               labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1,
               warm_up: int | None = None, ensemble: bool = False,
-              half: int | None = None) -> dict:
+              half: bool = False) -> dict:
     """Compare training arms on validation folds and, where given, on external images.
 
     Parameters
@@ -85,7 +85,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     jobs : trainings that run at a time.
     ensemble : predict the external images with all folds together, too.
     warm_up : scarred cases that a training with synthesis waits for; None leaves the trainer's own.
-    half : 1 trains every arm in half precision on a CPU, too.
+    half : every arm trains in half precision on a CPU, too.
 
     Returns {"verdict", "sentences", "rows", "report", "results", "cases"}: the headline, all
     sentences, number rows, and the paths of the files written.
