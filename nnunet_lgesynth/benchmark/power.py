@@ -35,5 +35,5 @@ def smallest_effects(truths: Sequence[Path], roles: Roles, arms: Sequence[str]) 
     return (counted + f"of the {tests} tests of primary metrics each finds, with {POWER:.0%} power "
             f"after correction, a mean difference of at least {' and '.join(shown)} (in standard "
             "deviations of the patients' differences)"
-            + f"; too few to show any in {few[0]}" * bool(few)
+            + (f"; too few to show any in {few[0]}" if few else "")
             + f". For {PRIMARY['slice_auroc']} no such size is known.")
