@@ -98,6 +98,13 @@ def test_other_settings_need_another_folder(workspace):
     go(workspace, ["real"])
     with pytest.raises(UserError, match=r"epochs 2 -> 3"):
         go(workspace, ["real"], epochs=3)
+    path = workspace / "out" / "benchmark.json"
+    whole = json.loads(path.read_text())
+    del whole["settings"]["half"]               # a folder that was begun before there was such
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"half None -> True"):
+        go(workspace, ["real"], half=True)
+    go(workspace, ["real"])
 
 
 def test_a_mistyped_number_claims_no_folder(workspace, monkeypatch):

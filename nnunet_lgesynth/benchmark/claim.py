@@ -55,6 +55,9 @@ def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> Non
              **_prepared(next(iter(folds.values())))}
     whole = _read(path)
     before = whole.get("settings", {})
+    if before:          # what an older version did not know was at its default
+        before = {**{f.name: f.default for f in dataclasses.fields(Settings) if f.name in fixed},
+                  **before}
     changed = [f"{k} {before[k]} -> {v}" for k, v in fixed.items()
                if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
     if changed and _holds_results(settings):
