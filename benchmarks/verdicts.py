@@ -9,6 +9,10 @@ is judged as `compare` judges it (interval, sign flips, Holm). Of 2,000 studies 
     half_equal      the same, but half of the patients do not change at all (as no-reflow Dice 0, 0)
     skewed          no effect on the mean, but few patients change by much and all in one direction:
                     the arms are not exchangeable, which sign flips take them to be
+    shared          no effect of the method, but all patients of a fold have one network, which is
+                    better or worse than the other arm's by chance: by a quarter of the patients'
+                    standard deviation (one seed; ten patients a fold)
+    slice_auroc     no effect; the metric of a whole run, of eight slices a patient
     effect          normal, of the size that the benchmark states as detectable with 80 % power
 
     false_verdicts  share of studies in which any arm "helps" or "harms", with its Wilson interval
@@ -25,7 +29,8 @@ from datetime import date
 import numpy as np
 
 from benchmarks import exit_code, result_file, testset
-from nnunet_lgesynth.benchmark.compare import mean_difference, number_row
+from nnunet_lgesynth.benchmark.arms import Arm
+from nnunet_lgesynth.benchmark.compare import mean_difference, number_row, run_difference
 from nnunet_lgesynth.benchmark.statistics import detectable, holm
 from nnunet_lgesynth.benchmark.verdict import proven
 from nnunet_lgesynth.config import UserError
@@ -37,6 +42,8 @@ __all__ = ["SCENARIOS", "main", "signs", "simulate"]
 STUDIES, RESAMPLES = 2000, 500
 PATIENTS = (9, 14, 40)
 ARMS = 2
+FOLD, SHIFT = 10, 0.25     # patients of one network; its luck, in the patients' standard deviations
+SLICES = 8
 
 
 def _exchangeable(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -51,9 +58,15 @@ def _skewed(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return rng.exponential(size=shape) - 1
 
 
+def _shared(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    fold = np.arange(shape[1]) // FOLD
+    return rng.normal(size=shape) + rng.normal(scale=SHIFT, size=(shape[0], fold[-1] + 1))[:, fold]
+
+
 # no effect in any arm: differences (arms, patients)
 SCENARIOS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
-    "exchangeable": _exchangeable, "half_equal": _half_equal, "skewed": _skewed}
+    "exchangeable": _exchangeable, "half_equal": _half_equal, "skewed": _skewed,
+    "shared": _shared}
 
 
 def main() -> None:
@@ -69,7 +82,7 @@ def main() -> None:
                  "split": f"{patients} patients, {ARMS} arms", "device": machine("cpu"),
                  "versions": versions(), "command": testset.command_line("benchmarks.verdicts"),
                  "date": date.today().isoformat()}
-        for name in (*SCENARIOS, "effect"):
+        for name in (*SCENARIOS, "slice_auroc", "effect"):
             metric = "power" if name == "effect" else "false_verdicts"
             share = simulate(name, patients, arguments.studies)
             rows.append(number_row({**about, "arm": name}, metric, *_wilson(
@@ -82,8 +95,7 @@ def main() -> None:
 
 def signs(differences: Sequence[np.ndarray], resamples: int = RESAMPLES) -> list[int]:
     """What the verdict says about arms, from their patients' differences (arms, n)."""
-    found = [mean_difference(one, resamples) for one in differences]
-    return [proven(bounds, p) for (_, bounds, _, _), p in zip(found, holm([f[2] for f in found]))]
+    return _judged([mean_difference(one, resamples) for one in differences])
 
 
 def simulate(name: str, patients: int, studies: int, resamples: int = RESAMPLES,
@@ -96,9 +108,35 @@ def simulate(name: str, patients: int, studies: int, resamples: int = RESAMPLES,
             size = detectable(patients, ARMS)
             told = signs([rng.normal(size, 1, patients), rng.normal(0, 1, patients)], resamples)
             hits += told[0] == 1
+        elif name == "slice_auroc":
+            hits += any(_judged(_auroc_study(rng, patients, resamples)))
         else:
             hits += any(signs(SCENARIOS[name](rng, shape), resamples))
     return hits / studies
+
+
+def _judged(found: Sequence[tuple]) -> list[int]:
+    """Of (difference, interval, p, n) of each arm."""
+    return [proven(bounds, p) for (_, bounds, _, _), p in zip(found, holm([f[2] for f in found]))]
+
+
+def _auroc_study(rng: np.random.Generator, patients: int, resamples: int) -> list[tuple]:
+    """Arms of one quality: a slice's burden is seen through the patient's, the arm's and the
+    slice's noise."""
+    scarred = rng.random(patients) < 2 / 3
+    truth = scarred[:, None] & (rng.random((patients, SLICES)) < 0.6)
+    hard = truth + rng.normal(scale=0.3, size=(patients, 1))
+    seen = [hard + rng.normal(scale=0.3, size=(patients, 1))
+            + rng.normal(scale=0.5, size=truth.shape) for _ in range(ARMS + 1)]
+
+    def rows(side: int, scores: np.ndarray) -> list[dict]:
+        return [{"case": (side, i), "fold": 0, "seed": 0, "split": "validation",
+                 "has_scar": bool(truth[i].any()), "found_scar": True,
+                 "slices": [[z, float(truth[i, z]), float(scores[i, z])] for z in range(SLICES)]}
+                for i in range(patients)]
+    real, *arms = seen
+    return [run_difference(Arm.of(rows(0, real) + rows(1, arm)), "slice_auroc", patients, resamples)
+            for arm in arms]
 
 
 def _wilson(share: float, studies: int) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from toy_benchmark import NAME, SPLIT, finish, fold_folder, go, heart, write_image, write_network
+from toy_benchmark import NAME, finish, fold_folder, go, heart, write_image, write_network
 
 from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.config import UserError
@@ -41,6 +41,8 @@ def test_external_images_are_predicted_by_the_trained_network_and_scored(workspa
     row = next(r for r in external if (r["arm"], r["case"]) == ("real", "e0"))
     assert row["predicted_voxels"] == np.isin(found, (3, 4)).sum()
     assert {r["split"] for r in outcome["rows"]} == {"validation, fold 0", "external, fold 0"}
+    assert {r["split"] for r in go(workspace, ["real"])["rows"]} == {"validation, fold 0"}
+    assert go(workspace, ["real"], images=images, labels=labels)["rows"] == outcome["rows"]
     (images / "e1_0000.nii.gz").unlink()
     with pytest.raises(UserError, match="e1_0000"):
         go(workspace, ["real"], images=images, labels=labels)
@@ -49,7 +51,8 @@ def test_external_images_are_predicted_by_the_trained_network_and_scored(workspa
 def test_an_ensemble_is_all_folds_networks_together(workspace):
     """Of two networks of which one is sure of scar everywhere: it decides."""
     (workspace / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(
-        json.dumps([SPLIT, SPLIT]))
+        json.dumps([{"train": ["t0", "t1", "v2", "v3"], "val": ["v0", "v1"]},
+                    {"train": ["t0", "t1", "v0", "v1"], "val": ["v2", "v3"]}]))
     finish(workspace, "real", 8, 0.0)
     first = fold_folder(workspace, "real")
     shutil.copytree(first, first.with_name("fold_1"))
@@ -68,6 +71,13 @@ def test_an_ensemble_is_all_folds_networks_together(workspace):
     rows = {(r["split"], r["fold"]): r for r in read_rows(outcome["cases"])
             if r["arm"] == "real" and r["case"] == "e0"}
     assert set(rows) == {("external", 0), ("external", 1), ("ensemble", -1)}
+    pooled = {r["metric"]: r for r in outcome["rows"]
+              if r["arm"] == "real" and r["split"] == "validation, folds 0+1"}
+    assert pooled["dice_tp"]["n"] == 2 and pooled["dice"]["n"] == 4
+    assert pooled["dice_tp"]["value"] == pytest.approx(            # 8 voxels missed in both
+        (2 * 12 / (20 + 12) + 2 * 6 / (14 + 6)) / 2, abs=1e-6)
+    assert [pooled[k]["value"] for k in ("tn", "fp", "fn", "tp")] == [2, 0, 0, 2]
+    assert "dice_seed_std" not in pooled                    # two folds, and one seed
     everything = 3 * 16 * 16
     assert rows["external", 0]["predicted_voxels"] < everything == \
         rows["external", 1]["predicted_voxels"] == rows["ensemble", -1]["predicted_voxels"]

@@ -175,6 +175,9 @@ def test_what_the_patients_can_show_is_told_before_anything_is_trained(workspace
                   for n in (4, 12))
     assert "of the 6 tests of primary metrics each finds" in some
     assert "too few to show any in no-reflow Dice" in some and "too few" not in all_
+    alone = [path for path in truths if path.name[:2] != "v1"]          # the one with no-reflow
+    assert "of the 4 tests of primary metrics" in smallest_effects(12 * alone, ROLES, [
+        "real", "paint", "lgesynth"])
     assert " in Dice-TP and " in all_ and " in no-reflow Dice (in standard" in all_
     assert told[0].partition(", ")[2] in capsys.readouterr().out
 
@@ -204,6 +207,56 @@ def test_an_arm_without_its_reference_is_told_before_it_is_trained(workspace, ca
     told = capsys.readouterr().out
     assert "Arm paint is compared with nothing: add real to --arms." in told
     assert "no arm is compared with another" in told
+
+
+def test_what_was_trained_before_a_statement_is_told(workspace, capsys):
+    """As where --plan's commands ran elsewhere; --plan itself tells it, but not as a command."""
+    plan = go(workspace, plan_only=True)["plan"]
+    told = capsys.readouterr()
+    assert len(plan) == 2 and "4 patients, 2 with scar" in told.err and not told.out
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    for _ in range(2):
+        go(workspace)
+        stated, = json.loads((workspace / "out" / "benchmark.json").read_text())["before"][
+            "validation"]
+        assert stated.endswith("Of these trainings 2 had ended before this was stated.")
+
+
+def test_provenance_tells_every_command_as_from_the_start_and_every_hash(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    finish(workspace, "lgesynth", 4, 0.4)
+    write_generator(workspace)
+    outcome = go(workspace, ["real", "lgesynth"])
+    go(workspace, ["paint"])                               # the others are recorded
+    whole = json.loads((workspace / "out" / "benchmark.json").read_text())
+    verbs = [line.split(" -m nnunet_lgesynth ")[1].split()[0] for line in whole["commands"][1:]]
+    assert verbs == ["train", "train", "fit", "train"]
+    assert not [line for line in whole["commands"] if "--val" in line or "--c " in line]
+    assert set(whole["hashes"]["arms"]) == {"real", "paint", "lgesynth"}
+    assert "split of fold 0" in whole["hashes"]["settings"]
+    assert whole["hashes"]["arms"]["real"] in outcome["report"].read_text()
+
+
+def test_rows_of_another_split_are_no_rows_of_this_one(workspace):
+    finish(workspace, "real", 8, 0.0)
+    go(workspace, ["real"])
+    path = workspace / "out" / f"trainings_{NAME}.jsonl"
+    row = json.loads(path.read_text())
+    row["made_of"]["split of fold 0"] = "0ther"
+    path.write_text(json.dumps(row) + "\n")
+    (workspace / "out" / "benchmark.json").unlink()          # as where the files alone were copied
+    with pytest.raises(UserError, match=r"other data \(split of fold 0 0ther -> \w+\)"):
+        go(workspace, ["real"], plan_only=True)
+
+
+def test_folds_that_share_a_patient_are_refused(workspace):
+    path = workspace / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["t0", "t1"], "val": ["v0", "v1"]},
+                                {"train": ["t0", "t1"], "val": ["v1", "v2"]}]))
+    with pytest.raises(UserError, match=r"Folds 0 and 1 both validate on v1"):
+        go(workspace, ["real"], folds=[0, 1], plan_only=True)
 
 
 def test_other_plans_or_meanings_of_labels_need_another_folder(workspace):

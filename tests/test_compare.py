@@ -213,6 +213,12 @@ def test_the_headline_names_what_was_tested_alone():
     assert "Dice-TP, no-reflow Dice, slice AUROC." in compare(cored, CONTEXT, 200).verdict[0]
 
 
+def test_a_gain_of_one_seed_is_one_of_these_networks():
+    one, two = (compare(cohort(0.2, seeds=seeds), CONTEXT, 200).verdict for seeds in ((0,), (0, 1)))
+    assert one[0].startswith("Helps: paint") and "One seed: these networks differ" in one[0]
+    assert two[0].startswith("Helps: paint") and "One seed" not in " ".join(two)
+
+
 def test_what_the_filter_alone_shows_is_told_below_the_headline():
     rows = cohort(0.0) + [{**r, "arm": r["arm"] + "+filter"} for r in cohort(0.2)]
     found = compare(rows, CONTEXT, 200).verdict
@@ -359,8 +365,34 @@ def test_a_gain_must_stand_the_correction_over_arms_and_metrics():
     assert raw <= one < 0.05 < seven
     assert few.verdict[0].startswith("Helps: paint") and many.verdict[0].startswith("No evidence")
     assert number(few, "paint", "dice_tp_detectable_vs_real")["value"] > 0
-    # 21 tests of 8 patients: 21 x 2 / 2**8 is above .05 whatever the effect
+    # 14 tests of 8 patients: 14 x 2 / 2**8 is above .05 whatever the effect
     assert not [r for r in many.rows if "detectable" in r["metric"]]
+
+
+def test_patients_who_did_not_change_show_nothing():
+    """Flips of their signs are none: three who changed have no p below 0.25."""
+    rows = cohort(0.1, n=9)
+    still = [{**r, "dice_tp": 0.5} if r["case"] in {f"p{i}" for i in range(3, 9)} else r
+             for r in rows]
+    sizes = [[r["metric"] for r in compare(found, CONTEXT, 100).rows if "detectable" in r["metric"]]
+             for found in (rows, still)]
+    assert sizes == [["dice_tp_detectable_vs_real"], []]
+    filtered = [{**r, "arm": r["arm"] + "+filter"} for r in rows]
+    assert not [r for r in compare(rows + filtered, CONTEXT, 100).rows
+                if r["arm"] == "real+filter" and "detectable" in r["metric"]]
+
+
+def test_patients_are_told_apart_in_every_resample():
+    """Of 14 patients with 3 scar-free ones most studies of 2,000 resamples would miss the latter in
+    one."""
+    rng = np.random.default_rng(0)
+    rows = [{**case(arm, f"p{i}", 0.5, scar=i > 2, found=bool(rng.random() < 0.7)),
+             "predicted_percent": 5.0 * (i > 2) + 4 * rng.normal()}
+            for arm in ("real", "paint") for i in range(14)]
+    found = compare(rows, CONTEXT, 500)
+    for metric in ("patient_auroc", "balanced_accuracy", "patient_auroc_diff_vs_real"):
+        row = number(found, "paint", metric)
+        assert row["low"] < row["value"] < row["high"], metric
 
 
 def test_swapping_identical_arms_changes_nothing():

@@ -9,6 +9,7 @@ from matplotlib.image import imsave
 from pages import pictures_of
 
 from nnunet_lgesynth.benchmark.compare import compare
+from nnunet_lgesynth.benchmark.plots import doses
 from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
 
 CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",
@@ -47,7 +48,8 @@ def report():
     rows = case_rows()
     return Report("Benchmark of Dataset900_Toy", {"fold 0": compare(rows, CONTEXT, 30)},
                   {"fold 0": ["6 patients."]}, {"fold 0": rows},
-                  [TRAINING], AUDITS, ["lgesynth train 900 2d 0 -tr <X>"], {"python": "3.x"},
+                  [TRAINING], AUDITS, ["lgesynth train 900 2d 0 -tr <X>"],
+                  {"settings": {"split of fold 0": "5p1it"}}, {"python": "3.x"},
                   "2 cores", "2026-01-01")
 
 
@@ -106,11 +108,26 @@ def test_markdown_has_a_line_an_arm_and_the_values_of_the_rows(report):
     assert "| 0 2 0 4 |" in paint and "| – |" in paint     # counts; no patient has no-reflow
 
 
+def test_an_arm_s_dose_curve_has_what_else_it_was_told():
+    rows = [{"arm": arm, "metric": metric, "value": value, "low": None, "high": None}
+            for arm in ("real", "real:n=20", "lgesynth:p=0.25,f=1.0", "lgesynth:p=1.0,f=1.0",
+                        "lgesynth:p=1.0,f=1.0,n=20", "nnUNetTrainerX")
+            for metric, value in (("dice_tp", 0.5), ("no_reflow_dice", None),
+                                  ("slice_auroc", None))]
+    drawn = doses(rows)
+    probability, patients = (part[:part.index("</svg>")] for part in drawn.split("<svg")[1:])
+    labels = [sorted(set(re.findall(r">(real|lgesynth[^<]*|nnUNet[^<]*)<", part)))
+              for part in (probability, patients)]
+    assert labels == [["lgesynth:f=1.0", "lgesynth:f=1.0,n=20"], ["lgesynth:p=1.0,f=1.0", "real"]]
+    ticks = [re.findall(r">([\d.]+|all)<", part) for part in (probability, patients)]
+    assert {"0", "0.25", "1"} <= set(ticks[0]) and {"20", "all"} <= set(ticks[1])
+
+
 def test_undefined_numbers_are_dashes_not_errors(tmp_path):
     rows = [r for r in case_rows() if r["case"] == "<p5>" and r["arm"] == "real"]
     comparison = compare(rows, CONTEXT, 30)
     path = write_report(tmp_path / "report.html", Report(
-        "One patient", {"fold 0": comparison}, {}, {"fold 0": rows}, [], [], [], {}, "", ""))
+        "One patient", {"fold 0": comparison}, {}, {"fold 0": rows}, [], [], [], {}, {}, "", ""))
     text = path.read_text()
     assert "<td>–</td>" in text and "nan" not in text.lower().replace("finance", "")
     assert "No comparison" in text
@@ -127,7 +144,8 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
     comparison = compare(rows, CONTEXT, 30)
     text = write_report(tmp_path / "report.html", Report(
         "All", {"fold 0": comparison}, {"fold 0": ["6 patients can show little."]},
-        {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], [], {}, "", "")).read_text()
+        {"fold 0": [r for r in rows if "+" not in r["arm"]]}, [], [], [], {}, {}, "", ""
+    )).read_text()
     for heading in ("Differences from real", "Each patient, paired", "Dose", "Scar volume",
                     "AHA segments", "All metrics"):
         assert heading in text
@@ -140,7 +158,8 @@ def test_the_plots_show_what_the_rows_hold(tmp_path):
         assert tick in dose
     without = [{**r, "no_reflow_dice": None} for r in rows]
     write_report(tmp_path / "without.html", Report(
-        "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], [], {}, "", ""))
+        "All", {"f": compare(without, CONTEXT, 30)}, {}, {"f": without}, [], [], [], {}, {},
+        "", ""))
     corrected = {reference: re.findall(rf"<td>lgesynth:n=20 − {reference}</td><td>Dice-TP</td>"
                                        r"(?:<td>[^<]*</td>){4}<td>([^<]*)</td>", text)
                  for reference in ("real:n=20", "real")}

@@ -36,6 +36,21 @@ def test_the_interval_covers_the_mean_of_a_normal_sample():
     assert high == pytest.approx(values.mean() + half, abs=0.08)
 
 
+def test_resamples_in_strata_are_those_of_each_apart():
+    """The difference of two groups' means: scipy's own interval of two samples."""
+    rng = np.random.default_rng(1)
+    values, group = rng.normal(size=30), np.arange(30) % 3 == 0
+    def difference(chosen):
+        taken, first = values[chosen], group[chosen]
+        return ((first * taken).sum(-1) / first.sum(-1)
+                - (~first * taken).sum(-1) / (~first).sum(-1))
+    expected = stats.bootstrap(
+        (values[~group], values[group]), lambda a, b, axis: b.mean(axis) - a.mean(axis),
+        n_resamples=2000, batch=500, rng=0).confidence_interval
+    assert interval(30, difference, 2000, group) == pytest.approx(tuple(expected), abs=1e-5)
+    assert interval(30, difference, 200, np.arange(30) == 0) == (None, None)
+
+
 def test_mcnemar_is_the_sign_test_of_the_patients_that_differ():
     for gained, lost in ((0, 0), (5, 0), (3, 9), (9, 3), (1, 1)):
         expected = 1.0 if gained + lost == 0 else stats.binomtest(gained, gained + lost).pvalue
@@ -71,6 +86,8 @@ def test_a_false_verdict_is_as_rare_as_promised_also_with_several_arms():
     wrong = simulate("exchangeable", 8, SIMULATIONS, resamples=100)
     assert wrong <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / SIMULATIONS)
     assert wrong > 0.005                                  # it can be wrong: the check is no stone
+    wrong = simulate("slice_auroc", 9, few := 300, resamples=100)      # each takes 30 ms
+    assert wrong <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / few)
 
 
 def test_simulated_verdicts_are_written_with_their_intervals(tmp_path, monkeypatch, capsys):
@@ -79,7 +96,7 @@ def test_simulated_verdicts_are_written_with_their_intervals(tmp_path, monkeypat
     verdicts.main()
     rows = json.loads((tmp_path / "v.json").read_text())
     assert {(r["arm"], r["split"]) for r in rows} == {
-        (arm, f"{n} patients, 2 arms") for arm in (*verdicts.SCENARIOS, "effect")
+        (arm, f"{n} patients, 2 arms") for arm in (*verdicts.SCENARIOS, "slice_auroc", "effect")
         for n in verdicts.PATIENTS}
     assert all(r["low"] <= r["value"] <= r["high"] and r["n"] == 10 for r in rows)
     assert capsys.readouterr().out.count("power") == len(verdicts.PATIENTS)

@@ -65,3 +65,12 @@ def test_an_arm_is_also_compared_with_the_painter_and_with_more_patients(arm, re
     arms = ["real", "real+filter", "real:n=40", "real:n=20", "paint", "paint+filter", "paint:n=20",
             "lgesynth", "lgesynth:n=20"]
     assert further_references(arm, arms) == references
+
+
+def test_the_inpainter_is_compared_with_the_painter_that_was_told_the_same():
+    told = "p=1.0,f=1.0,c=1.0"
+    arms = ["real", "paint", f"paint:{told}", f"paint:{told}+filter", f"lgesynth:{told}"]
+    assert further_references(f"lgesynth:{told}", arms) == [f"paint:{told}"]
+    assert further_references(f"lgesynth:{told}+filter", arms) == [f"paint:{told}+filter"]
+    assert further_references("lgesynth:p=0.25", arms) == ["paint"]
+    assert further_references(f"paint:{told}", arms) == []

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["COUNTS", "PER_PATIENT", "PER_RUN", "UNITS", "Arm", "found_by_most", "mark_small",
-           "nanmean", "run_of"]
+__all__ = ["COUNTS", "PER_PATIENT", "PER_RUN", "STRATIFIED", "UNITS", "Arm", "found_by_most",
+           "mark_small", "nanmean", "run_of"]
 
 COUNTS = ("tn", "fp", "fn", "tp")
 SCARRED_SEGMENT = 0.01           # share of its wall from which a segment counts as scarred
@@ -76,6 +76,8 @@ PER_PATIENT: dict[str, Callable[[dict], float | None]] = {
 PER_RUN = ("slice_auroc", "patient_auroc", "accuracy", "balanced_accuracy", "sensitivity",
            "specificity", "slice_accuracy", "slice_balanced_accuracy", "slice_sensitivity",
            "slice_specificity", "lesion_f1", "segment_kappa")
+# of patients with scar against those without
+STRATIFIED = ("patient_auroc", "balanced_accuracy", "sensitivity", "specificity")
 UNITS = {**dict.fromkeys((*PER_PATIENT, *PER_RUN), "fraction"), "hd95_mm": "mm", "asd_mm": "mm",
          **dict.fromkeys(("volume_mae_percent", "volume_bias_percent", "no_reflow_mae_percent",
                           "no_reflow_bias_percent", "segment_mae_percent"), "% of wall"),
@@ -115,6 +117,12 @@ class Arm:
     def common(self) -> np.ndarray:
         """(n,) bool: predicted in every run."""
         return ~np.isnan(self.found).any(axis=1)
+
+    def strata(self, metric: str) -> np.ndarray | None:
+        """(n,) bool: the truth holds scar, where resamples of a metric must keep their number."""
+        if metric not in STRATIFIED:
+            return None
+        return np.max([s["patient", "positive"] for s in self.sums], axis=0) > 0
 
     def per_run(self, metric: str, among: np.ndarray | None = None) -> np.ndarray:
         """(R,) of each run alone, over all patients or those `among` them (n,) bool; NaN where

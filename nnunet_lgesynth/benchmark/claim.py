@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_lgesynth.benchmark.collect import Records
+from nnunet_lgesynth.benchmark.collect import Records, read_rows
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
 from nnunet_lgesynth.benchmark.variants import is_tested, reference_of
@@ -23,7 +23,7 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import make_folder, write_json
 
-__all__ = ["FILE", "alone", "claim", "claimed", "state"]
+__all__ = ["FILE", "alone", "claim", "claimed", "made_of", "state", "statements"]
 
 FILE, LOCK = "benchmark.json", "benchmark.lock"
 
@@ -51,18 +51,24 @@ def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> Non
     """Write the settings, splits and plans, or refuse a folder that holds a benchmark with other
     ones."""
     path = settings.out / FILE
-    fixed = {**settings.fixed(), **{f"split of fold {k}": f.split_hash for k, f in folds.items()},
-             **_prepared(next(iter(folds.values())))}
+    fixed = {**settings.fixed(), **{k: v for f in folds.values() for k, v in made_of(f).items()}}
     whole = _read(path)
     before = whole.get("settings", {})
     if before:          # what an older version did not know was at its default
         before = {**{f.name: f.default for f in dataclasses.fields(Settings) if f.name in fixed},
                   **before}
+    fixed = {k: v for k, v in fixed.items() if k not in ADDABLE or v is not None}
     changed = [f"{k} {before[k]} -> {v}" for k, v in fixed.items()
                if before.get(k, v) != v and not (k in ADDABLE and before[k] is None)]
     if changed and _holds_results(settings):
         raise UserError(f"{settings.out} holds a benchmark with other settings "
                         f"({', '.join(changed)}); choose another output folder with -o.")
+    trainings = Records.below(settings.out, settings.dataset).trainings
+    other = [f"{k} {v} -> {fixed[k]}" for row in read_rows(trainings)      # put there by hand
+             for k, v in row.get("made_of", {}).items() if fixed.get(k, v) != v]
+    if other:
+        raise UserError(f"{trainings} holds a training with other data ({other[0]}); choose "
+                        "another output folder with -o.")
     if write:
         make_folder(settings.out)
         write_json(path, {**whole, "settings": {**before, **fixed}})
@@ -73,11 +79,10 @@ def claimed(out: Path) -> dict:
     return _read(out / FILE)["settings"]
 
 
-def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
-          arms: Sequence[str]) -> dict[str, list[str]]:
-    """What each split's patients can show, from their truth and the number of arms alone; told and
-    written before anything is trained. What was stated before earlier runs stays: {split: [a
-    sentence a run that was asked for something else]}."""
+def statements(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
+               arms: Sequence[str]) -> dict[str, str]:
+    """{split: what was asked for, and what the split's patients can show}, from their truth and the
+    number of arms alone."""
     fold = next(iter(folds.values()))
     patients = {"validation": [(f.folder.parent / "gt_segmentations", case)
                                for f in folds.values() for case in f.val],
@@ -89,13 +94,22 @@ def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
         found["ensemble"] = found["external"]
     asked = (f"{', '.join(arms)}, fold {' '.join(map(str, settings.folds))}, "
              f"{settings.seeds} seed{'s' * (settings.seeds > 1)}")
+    return {split: f"{asked}: {sentence}" for split, sentence in found.items()}
+
+
+def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str], arms: Sequence[str],
+          ended: int) -> dict[str, list[str]]:
+    """Tell and write the `statements` before anything is trained here, with the number of trainings
+    that had `ended` by then. What was stated before earlier runs stays: {split: [a sentence a run
+    that was asked for something else]}."""
     path = settings.out / FILE
     whole = _read(path)
     stated = whole.get("before", {})
-    for split, sentence in found.items():
-        said, earlier = f"{asked}: {sentence}", stated.setdefault(split, [])
-        if not any(line.endswith(f", {said}") for line in earlier[-1:]):
-            earlier.append(f"{date.today().isoformat()}, {said}")
+    for split, said in statements(settings, folds, test, arms).items():
+        earlier = stated.setdefault(split, [])
+        if not any(f", {said}" in line for line in earlier[-1:]):
+            earlier.append(f"{date.today().isoformat()}, {said}" + (
+                f" Of these trainings {ended} had ended before this was stated." if ended else ""))
         print(f"{split}, {said}", flush=True)
     for arm in settings.arms:
         if is_tested(arm) and reference_of(arm) not in arms:
@@ -105,16 +119,17 @@ def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
     return stated
 
 
-def _prepared(fold: Fold) -> dict:
-    """What nnU-Net made of the dataset, and what its labels mean: of these two trainings must have
-    the same."""
+def made_of(fold: Fold) -> dict[str, str]:
+    """A fold's split, what nnU-Net made of the dataset, and what its labels mean: of these two
+    trainings must have the same."""
     manager = PlansManager(fold.plans)
     told = {**{k: v for k, v in fold.plans.items() if k != "configurations"},
             "configuration": manager.get_configuration(fold.configuration).configuration}
     digest = sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     roles = {k: v for k, v in dataclasses.asdict(fold.info.roles).items() if v is not None}
     meaning = " ".join(f"{name}={value}" for name, value in sorted(roles.items()))
-    return {f"plans of {fold.configuration}": digest[:12], "meaning of labels": meaning}
+    return {f"split of fold {fold.fold}": fold.split_hash,
+            f"plans of {fold.configuration}": digest[:12], "meaning of labels": meaning}
 
 
 def _holds_results(settings: Settings) -> bool:

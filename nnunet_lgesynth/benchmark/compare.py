@@ -10,13 +10,13 @@ differences is `<metric>_diff_seed_std_vs_<reference>`.
 
 The verdict rests on the primary metrics alone, their p values corrected by Holm's method over arms
 and metrics (`<metric>_p_holm_vs_<reference>`); all others are not corrected. The smallest
-difference that a t-test of so many patients could have shown, by the spread that was seen, is
-`<metric>_detectable_vs_<reference>`. Differences to `further_references` (the painter, more real
-patients) are not corrected and decide nothing. Whether scar is found in a patient (by most seeds)
-is compared by McNemar's test. A difference in Dice is the sum of `dice_diff_from_scarred` and
-`dice_diff_from_empty`: what patients with and without scar give to it.
-What is undefined is null: an interval of one patient, of equal values, or of a resample with a
-single class.
+difference that a t-test of the patients who changed at all could have shown, by the spread that
+was seen, is `<metric>_detectable_vs_<reference>`. Differences to `further_references` (the painter,
+more real patients) are not corrected and decide nothing. Whether scar is found in a patient (by
+most seeds) is compared by McNemar's test. A difference in Dice is the sum of
+`dice_diff_from_scarred` and `dice_diff_from_empty`: what patients with and without scar give to it.
+What is undefined is null: an interval of one patient, or of equal values. Metrics of patients with
+scar against those without (`STRATIFIED`) are resampled among each apart: no resample lacks one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from nnunet_lgesynth.benchmark.verdict import PRIMARY, tests_of, verdict
 from nnunet_lgesynth.config import QCConfig, UserError
 
 __all__ = ["Comparison", "compare", "mean_difference", "mixed_generators", "number_row",
-           "training_rows"]
+           "run_difference", "training_rows"]
 
 FLIPS_A_RESAMPLE = 5       # p values must stand a correction for many arms, intervals need not
 
@@ -85,7 +85,9 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     if not by_arm:
         raise UserError("There are no per-case rows to compare; name a finished fold and seed.")
     rows, patients, uneven = [], [], []
-    tests = tests_of(by_arm)
+    tests = tests_of(by_arm, sum(metric not in PER_PATIENT or any(
+        row.get(metric) is not None for found in by_arm.values() for row in found)
+        for metric in PRIMARY))
     for name, arm_rows in by_arm.items():
         arm, about = Arm.of(arm_rows), _about(name, arm_rows, context)
         rows += _arm_rows(arm, about, resamples)
@@ -99,8 +101,9 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
         for reference in (corrected, *further_references(name, by_arm)):
             if name != reference and reference in by_arm:
                 both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
-                rows += _difference_rows(arm_rows, by_arm[reference], reference, both, resamples,
-                                         tests if reference == corrected else None)
+                rows += _difference_rows(
+                    arm_rows, by_arm[reference], reference, both, resamples,
+                    tests if reference == corrected and is_tested(name) else None)
     rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
     notes = [f"Not every patient has every seed in {', '.join(uneven)}: AUROCs, accuracies and the "
              "like weigh patients by their seeds there."] * bool(uneven)
@@ -147,7 +150,8 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
             bounds = interval(n, lambda i, v=values: v[i].mean(axis=-1), resamples)
         else:
             value, n = nanmean(arm.per_run(metric)), len(arm.cases)
-            bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples)
+            bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples,
+                              arm.strata(metric))
         rows.append(number_row(about, metric, value, *bounds, n=n))
         if len(arm.sums) > 1:
             spread, runs = _spread(_by_run(arm.values[metric]) if metric in PER_PATIENT
@@ -193,13 +197,14 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             values = arm.per_patient(metric)
             change = values[n:] - values[:n]
             value, bounds, p, count = mean_difference(change, resamples)
-            size = detectable(count, tests) if tests and metric in PRIMARY else None
+            moved = _present(change)[_present(change) != 0]      # flips of the others are none
+            size = detectable(moved.size, tests) if tests and metric in PRIMARY else None
             if size is not None:
                 found.append(number_row(about, f"{metric}_detectable_vs_{reference}",
-                                        np.nanstd(change, ddof=1) * size, n=count,
+                                        moved.std(ddof=1) * size * moved.size / count, n=count,
                                         unit=UNITS[metric]))
         else:
-            value, bounds, p, count = _run_difference(arm, metric, n, resamples)
+            value, bounds, p, count = run_difference(arm, metric, n, resamples)
         found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
         if len(arm.sums) > 1:
             if metric in PER_PATIENT:
@@ -259,12 +264,16 @@ def mean_difference(differences: np.ndarray, resamples: int):
     return differences.mean(), bounds, flip_p((differences,), _last_mean), differences.size
 
 
-def _run_difference(arm: Arm, metric: str, n: int, resamples: int):
+def run_difference(arm: Arm, metric: str, n: int, resamples: int):
+    """(difference, 95 % interval, p, n) of a metric of PER_RUN; the first n patients of `arm` are
+    the reference's, the others the same ones of the arm that is compared with it."""
     def difference(a, b):
         return arm.resampled(metric, a) - arm.resampled(metric, b)
 
     patients = np.arange(n)
-    bounds = interval(n, lambda i: difference(i + n, i), resamples)
+    strata = arm.strata(metric)
+    bounds = interval(n, lambda i: difference(i + n, i), resamples,
+                      None if strata is None else strata[:n])
     value = float(difference(patients + n, patients))
     p = np.nan
     if np.isfinite(value):

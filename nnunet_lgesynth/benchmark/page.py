@@ -106,11 +106,14 @@ def plot(draw: Callable, salt: str, size: tuple[float, float] = (3.3, 3.3),
     return svg.replace(INK, "currentColor")
 
 
-def provenance(commands: Sequence[str], versions: dict[str, str], machine: str) -> str:
+def provenance(commands: Sequence[str], versions: dict[str, str], machine: str,
+               hashes: dict | None = None) -> str:
     """A folded part that says where the numbers are from."""
-    given = "".join(f"<pre>{escape(t)}</pre>" for t in ("\n".join(commands),
-                                                       json.dumps(versions, indent=1)))
-    return (f"<details><summary>Commands, versions, machine</summary>{given}"
+    told = ["\n".join(commands), json.dumps(versions, indent=1),
+            *[json.dumps(hashes, indent=1)] * bool(hashes)]
+    given = "".join(f"<pre>{escape(t)}</pre>" for t in told)
+    return (f"<details><summary>Commands, versions, {'hashes, ' * bool(hashes)}machine</summary>"
+            f"{given}"
             f"<p>{escape(machine)}</p></details>")
 
 

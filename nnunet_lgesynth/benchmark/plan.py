@@ -35,8 +35,8 @@ from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitte
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
 from nnunet_lgesynth.presets import PRESETS, limited, preset_flags
 
-__all__ = ["Generator", "Job", "check_generators", "check_trainers", "ensembles", "generators",
-           "is_done", "plan", "training_job", "trainings"]
+__all__ = ["Generator", "Job", "check_generators", "check_trainers", "commands", "ensembles",
+           "generators", "is_done", "plan", "training_job", "trainings"]
 
 STOCK = "nnUNetTrainer"
 
@@ -108,16 +108,26 @@ def ensembles(settings: Settings) -> list[tuple[list[Training], Training]]:
         for members in groups.values()]
 
 
-def training_job(settings: Settings, training: Training) -> Job:
-    """The command of one training; it goes on from a checkpoint where there is one."""
+def commands(settings: Settings, folds: dict[int, Fold]) -> list[str]:
+    """Every training and fit of the benchmark, a line each for a shell, as if none were begun."""
+    jobs = [training_job(settings, t, resume=False) for t in trainings(settings)]
+    for generator in generators(settings):
+        jobs += _fit_jobs(settings, generator, folds[generator.fold], {j.name for j in jobs},
+                          resume=False)
+    return [job.line() for job in sorted(jobs, key=lambda job: job.stage)]
+
+
+def training_job(settings: Settings, training: Training, resume: bool = True) -> Job:
+    """The command of one training; it goes on from a checkpoint where there is one and that is
+    asked."""
     trainer, variant = training.recipe.trainer, Variant.of(training.arm)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "train", settings.dataset,
             settings.configuration, str(training.fold), "-tr", trainer, "-device", settings.device,
             *_plans(settings), *budget_argv(settings),
             *(warm_up_argv(settings.waits(variant)) if injects(trainer) else [])]
-    if (training.folder / "checkpoint_final.pth").is_file():
+    if resume and (training.folder / "checkpoint_final.pth").is_file():
         argv.append("--val")
-    elif (training.folder / "checkpoint_latest.pth").is_file():
+    elif resume and (training.folder / "checkpoint_latest.pth").is_file():
         argv.append("--c")
     env = {"nnUNet_results": str(_results(settings, training.seed, variant)),
            "LGESYNTH_SEED": str(training.seed), **variant.environment}
@@ -236,8 +246,8 @@ def _refuse_lost_judge(settings: Settings, generator: Generator) -> None:
                         "judge and fits anew.")
 
 
-def _fit_jobs(settings: Settings, generator: Generator, opened: Fold, planned: set[str]
-              ) -> list[Job]:
+def _fit_jobs(settings: Settings, generator: Generator, opened: Fold, planned: set[str],
+              resume: bool = True) -> list[Job]:
     """The fit, and before it the real-only training that judges where neither is there yet. Beside
     3D arms that one is none of them, so it is not recorded. A fit on few patients is judged by a
     training on the same."""
@@ -249,15 +259,15 @@ def _fit_jobs(settings: Settings, generator: Generator, opened: Fold, planned: s
         Fold.open(settings.dataset, flat.configuration, fold, settings.plans)   # is it there?
     if patients or not (stock / "checkpoint_final.pth").is_file():
         real = _training(flat, REFERENCE + (f":n={patients}" if patients else ""), fold, 0)
-        reward, job = real.folder, training_job(flat, real)
+        reward, job = real.folder, training_job(flat, real, resume)
         if flat != settings:
             job = replace(job, name=job.name.replace(REFERENCE, "judge", 1), training=None)
-        if job.name not in planned and not is_done(real.folder, opened):
+        if job.name not in planned and not (resume and is_done(real.folder, opened)):
             jobs.append(job)
     argv = [sys.executable, "-m", "nnunet_lgesynth", "fit", "-d", settings.dataset, "-c",
             settings.planar, "-f", str(fold), *preset_flags(generator.config.preset).split(),
             "--reward", str(reward), "-device", settings.device, *_plans(settings)]
-    if generator.folder.is_dir():
+    if resume and generator.folder.is_dir():
         argv.append("--resume")
     env = {"nnUNet_results": str(nnunet_path("nnUNet_results"))}
     return [*jobs, Job(f"fit_{generator.name}", 1, tuple(argv), env)]

@@ -12,7 +12,7 @@ import numpy as np
 from nnunet_lgesynth.anatomy.aha import SEGMENTS
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.page import ACCENT, INK, plot, section
-from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, reference_of
+from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, is_tested, reference_of
 from nnunet_lgesynth.benchmark.verdict import PRIMARY
 from nnunet_lgesynth.config import InjectionConfig
 from nnunet_lgesynth.pool.sheet import bulls_eye
@@ -91,20 +91,18 @@ def doses(rows: list[dict]) -> str:
     arms = {arm: Variant.of(arm) for arm in dict.fromkeys(r["arm"] for r in rows)
             if not arm.endswith(FILTERED)}
     found = {(r["arm"], r["metric"]): r for r in rows}
-    real, figures = arms.get(REFERENCE), []
+    figures = []
     for label, key in (("injection probability", "probability"),
                        ("real training patients", "patients")):
-        lines: dict[str, dict] = {}              # trainer's arm -> dose -> arm
+        lines: dict[str, dict] = {}              # the arm without its dose -> dose -> arm
         for arm, variant in arms.items():
             dose = getattr(variant, key)
-            if key == "probability":
-                dose = 0.0 if variant == real else InjectionConfig().probability \
-                    if dose is None else dose
-            if replace(variant, **{key: None}) == Variant(variant.trainer):
-                lines.setdefault(Variant(variant.trainer).name, {})[dose] = arm
-        if key == "probability":
-            zero = lines.pop(REFERENCE, {})
-            lines = {name: {**zero, **points} for name, points in lines.items()}
+            if key == "probability" and dose is None:
+                dose = InjectionConfig().probability
+            lines.setdefault(replace(variant, **{key: None}).name, {})[dose] = arm
+        if key == "probability":                 # all that these arms tell of 0 is their reference
+            lines = {name: {0.0: reference_of(name), **points} if reference_of(name) in arms
+                     else points for name, points in lines.items() if is_tested(name)}
         lines = {name: points for name, points in lines.items() if any(
             getattr(arms[arm], key) is not None for arm in points.values())}
         for metric in PRIMARY if lines else ():

@@ -23,11 +23,13 @@ def smallest_effects(truths: Sequence[Path], roles: Roles, arms: Sequence[str]) 
     holding = 0 if roles.no_reflow is None else sum(bool((f == roles.no_reflow).any())
                                                     for f in labels)
     counted = f"{len(labels)} patients, {scarred} with scar, {holding} with no-reflow; "
-    tests = tests_of(arms)
+    defined = {metric: n for metric, n in (("dice_tp", scarred), ("no_reflow_dice", holding)) if n}
+    tests = tests_of(arms, len(defined) + 1)                  # one is slice AUROC's
     if not tests:
         return counted + "no arm is compared with another."
-    sizes = {PRIMARY[metric]: detectable(n, tests) for metric, n in (
-        ("dice_tp", scarred), ("no_reflow_dice", holding))}
+    if not defined:
+        return counted + "nothing can be shown in patients without scar."
+    sizes = {PRIMARY[metric]: detectable(n, tests) for metric, n in defined.items()}
     shown = [f"{size:.2f} in {name}" for name, size in sizes.items() if size is not None]
     few = [name for name, size in sizes.items() if size is None]
     if not shown:

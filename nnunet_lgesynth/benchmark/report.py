@@ -59,7 +59,8 @@ class Report:
     """All that a report shows.
 
     `comparisons` maps a split's title to its `Comparison`, `before` to what was stated before each
-    run; `audits` are those of `audits.audit_generators`; `cases` are the splits' unfiltered
+    run; `audits` are those of `audits.audit_generators`; `hashes` are of splits, plans, arms'
+    settings and generators; `cases` are the splits' unfiltered
     per-case rows, `pictures` maps captions to PNG files, which are embedded.
     """
 
@@ -70,6 +71,7 @@ class Report:
     trainings: list[dict]
     audits: list[dict]
     commands: list[str]
+    hashes: dict[str, dict]
     versions: dict[str, str]
     machine: str
     date: str
@@ -86,7 +88,7 @@ def write_report(path: str | Path, report: Report) -> Path:
     parts += [_trainings(report.trainings, rows), _audits(report.audits),
               _pictures(report.pictures),
               _cases([r for rows in report.cases.values() for r in rows]),
-              provenance(report.commands, report.versions, report.machine)]
+              provenance(report.commands, report.versions, report.machine, report.hashes)]
     write_page(path, report.title, parts)
     return path
 

@@ -16,12 +16,13 @@ reported as "no gain".
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audits import audit_generators
-from nnunet_lgesynth.benchmark.claim import FILE, alone, claim, claimed, state
+from nnunet_lgesynth.benchmark.claim import FILE, alone, claim, claimed, made_of, state, statements
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
     Records,
@@ -48,10 +49,10 @@ from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
     check_generators,
     check_trainers,
+    commands,
     ensembles,
     is_done,
     plan,
-    training_job,
     trainings,
 )
 from nnunet_lgesynth.benchmark.report import Report, audits_markdown, markdown, write_report
@@ -98,6 +99,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         device, epochs, iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None, warm_up, ensemble,
         first.planar if first else configuration, True if half else None)
+    _refuse_overlap(opened)
     for fold in opened.values():
         for patients in {v.patients for v in map(Variant.of, settings.arms)}:
             fold.subset(patients)              # refuses more than there are
@@ -106,6 +108,8 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     test = _external(settings, opened)
     if plan_only:
         claim(settings, opened, write=False)
+        for split, said in statements(settings, opened, test, settings.arms).items():
+            print(f"{split}, {said}", file=sys.stderr)              # not among the commands
         return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
     with sigterm_as_exit(), alone(settings.out):
         return _run(settings, opened, test, jobs)
@@ -116,7 +120,9 @@ def _run(settings: Settings, folds: dict[int, Fold], test: list[str], parallel: 
     claim(settings, folds)
     records = Records.below(settings.out, settings.dataset)
     everything = replace(settings, arms=(*settings.arms, *_recorded(settings, records)))
-    before = state(settings, folds, test, everything.arms)
+    before = state(settings, folds, test, everything.arms, sum(
+        is_done(t.folder, folds[t.fold]) or records.holds(t, folds[t.fold].val)
+        for t in trainings(settings)))
 
     def record(training: Training) -> None:
         _record(records, training, folds[training.fold])
@@ -140,6 +146,18 @@ def _run(settings: Settings, folds: dict[int, Fold], test: list[str], parallel: 
     comparisons = {split: compare(found, _context(settings, split))
                    for split, found in cases.items() if found or split == "validation"}
     return _write(everything, settings, folds, comparisons, cases, summaries, before)
+
+
+def _refuse_overlap(folds: dict[int, Fold]) -> None:
+    """A patient is scored once a seed, by the one network that did not train on it."""
+    of: dict[str, int] = {}
+    for number, fold in folds.items():
+        for case in fold.val:
+            if case in of:
+                raise UserError(f"Folds {of[case]} and {number} both validate on {case}, and a "
+                                "patient must count once; name folds in --folds that share no "
+                                "validation case.")
+            of[case] = number
 
 
 def _recorded(settings: Settings, records: Records) -> list[str]:
@@ -178,7 +196,7 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
 
 def _record(records: Records, training: Training, fold: Fold) -> None:
     refuse_leaky_training(training, fold.subset(training.recipe.patients))
-    summary = _refuse_idle(training, training_summary(training))
+    summary = {**_refuse_idle(training, training_summary(training)), "made_of": made_of(fold)}
     refuse_other_run(training)
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
     records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
@@ -226,15 +244,18 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
     comparisons = {**comparisons,
                    "validation": replace(comparisons["validation"], verdict=sentences)}
     origin = origin_of(summaries)
-    commands = [settings.command(), *(training_job(settings, t).line()
-                                      for t in trainings(settings))]
+    lines = [settings.command(), *commands(everything, folds)]
+    hashes = {"settings": {k: v for k, v in claimed(settings.out).items() if " of " in k},
+              "arms": {arm: everything.recipe(arm).hash for arm in everything.arms},
+              "generators": {f"{s['arm']}, fold {s['fold']}, seed {s['seed']}": s["generators"]
+                             for s in summaries if s.get("generators")}}
     paths = {"results": settings.out / "results.json", "report": settings.out / "report.html",
              "cases": Records.below(settings.out, settings.dataset).cases}
     write_json(paths["results"], rows)
     audits = audit_generators(everything)
     write_json(settings.out / FILE, {
         "settings": claimed(settings.out), "before": before, "audits": audits,
-        "verdict": sentences, "commands": commands, **origin})
+        "verdict": sentences, "commands": lines, "hashes": hashes, **origin})
     (settings.out / "report.md").write_text("\n".join(
         [*(markdown(_split_name(settings, split), c, before[split])
            for split, c in comparisons.items()), audits_markdown(audits)]))
@@ -244,7 +265,7 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
         {_split_name(settings, split): stated for split, stated in before.items()},
         {_split_name(settings, split): [r for r in rows if not r["arm"].endswith(FILTERED)]
          for split, rows in cases.items()},
-        summaries, audits, commands, origin["versions"], origin["device"], origin["date"],
+        summaries, audits, lines, hashes, origin["versions"], origin["device"], origin["date"],
         {**case_pictures(trainings(settings), folds, comparisons["validation"].patients,
                          settings.out / "pictures"),
          **pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,

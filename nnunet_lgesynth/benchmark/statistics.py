@@ -20,17 +20,26 @@ LARGEST = 5.0          # standard deviations; no training differs by more, and s
 BATCH = 500            # resamples at a time, to bound memory
 
 
-def interval(n: int, statistic: Callable[[np.ndarray], np.ndarray],
-             resamples: int) -> tuple[float | None, float | None]:
+def interval(n: int, statistic: Callable[[np.ndarray], np.ndarray], resamples: int,
+             strata: np.ndarray | None = None) -> tuple[float | None, float | None]:
     """95 % BCa interval over n patients; (None, None) where undefined.
 
-    `statistic` maps resamples (..., any) of the indices 0..n-1 to values (...).
+    `statistic` maps resamples (..., any) of the indices 0..n-1 to values (...). With `strata` (n,)
+    every resample has as many patients of each as there are.
     """
-    if n < 2:
+    strata = np.zeros(n) if strata is None else strata
+    groups = tuple(np.flatnonzero(strata == one) for one in np.unique(strata))
+    if min(map(len, groups), default=0) < 2:
         return None, None
+
+    def together(*samples: np.ndarray) -> np.ndarray:
+        shape = np.broadcast_shapes(*(s.shape[:-1] for s in samples))
+        return statistic(np.concatenate([np.broadcast_to(s, (*shape, s.shape[-1]))
+                                         for s in samples], axis=-1))
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")     # degenerate data: scipy warns and returns NaN
-        found = stats.bootstrap((np.arange(n),), _along_last(statistic), method="BCa",
+        found = stats.bootstrap(groups, _along_last(together), method="BCa",
                                 vectorized=True, n_resamples=resamples, batch=BATCH,
                                 rng=0).confidence_interval
     low, high = finite(found.low), finite(found.high)

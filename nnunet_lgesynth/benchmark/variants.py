@@ -113,18 +113,20 @@ def reference_of(arm: str) -> str:
 
 
 def further_references(arm: str, arms: Iterable[str]) -> list[str]:
-    """Those of `arms` that `arm` is compared with beside its reference, which decides nothing:
-    `paint` with as many patients, and `real` with the next larger number of them."""
+    """Those of `arms` that `arm` is compared with beside its reference, which decides nothing: the
+    painter told the same, or else `paint` with as many patients, and `real` with the next larger
+    number of them."""
     if not is_tested(arm):
         return []
     filtered, arms = arm.endswith(FILTERED), set(arms)
     variant = Variant.of(arm.removesuffix(FILTERED))
-    painter = replace(PAINT, patients=variant.patients).name + FILTERED * filtered
+    painters = [painter.name + FILTERED * filtered for painter in (
+        replace(variant, trainer=PAINT.trainer), replace(PAINT, patients=variant.patients))
+        if variant.trainer != PAINT.trainer]
     real = {Variant.of(a.removesuffix(FILTERED)).patients or inf: a for a in arms
             if not is_tested(a) and a.endswith(FILTERED) == filtered}
     more = sorted(patients for patients in real if patients > (variant.patients or inf))
-    painted = painter in arms and variant.trainer != PAINT.trainer
-    return [painter] * painted + [real[patients] for patients in more[:1]]
+    return [p for p in painters if p in arms][:1] + [real[patients] for patients in more[:1]]
 
 
 def canonical(arm: str) -> str:

@@ -23,10 +23,10 @@ __all__ = ["PRIMARY", "proven", "tests_of", "verdict"]
 PRIMARY = {"dice_tp": "Dice-TP", "no_reflow_dice": "no-reflow Dice", "slice_auroc": "slice AUROC"}
 
 
-def tests_of(arms: Iterable[str]) -> int:
-    """How many p values of primary metrics an arm's is one of."""
+def tests_of(arms: Iterable[str], metrics: int) -> int:
+    """How many p values an arm's is one of, where so many primary metrics are defined."""
     named = {a.removesuffix(FILTERED) for a in arms}
-    return len(PRIMARY) * sum(is_tested(a) and reference_of(a) in named for a in named)
+    return metrics * sum(is_tested(a) and reference_of(a) in named for a in named)
 
 
 def verdict(rows: list[dict]) -> list[str]:
@@ -51,11 +51,14 @@ def verdict(rows: list[dict]) -> list[str]:
         return [f"No comparison: it needs '{REFERENCE}', trained on as many patients, and another "
                 "arm, both scored on the same patients with the same seeds.", *sentences]
     tested = ", ".join(name for metric, name in PRIMARY.items() if metric in compared)
-    headline = _proven(found, arms) or (f"No evidence: no difference from {REFERENCE} is shown in "
-                                        f"{tested}.")
+    one_seed = min(len(r["seeds"]) for r in rows) < 2
+    headline = _proven(found, arms)
+    if headline and one_seed:
+        headline += " One seed: these networks differ, other random numbers alone may do as much."
+    headline = headline or f"No evidence: no difference from {REFERENCE} is shown in {tested}."
     if filtered := _proven(found, [arm + FILTERED for arm in arms]):
         sentences.append(f"After the volume filter, corrected among filtered arms: {filtered}")
-    if min(len(r["seeds"]) for r in rows) < 2:
+    if one_seed:
         sentences.append("One seed: the spread between seeds is not known.")
     return [headline, *sentences]
 
