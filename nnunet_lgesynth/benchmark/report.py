@@ -115,7 +115,7 @@ def markdown_table(rows: list[dict]) -> str:
     columns = ["arm", *ARM_COLUMNS.values(), "TN FP FN TP", "patients", "seeds"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for arm, found in _by_arm(rows).items():
-        cells = [_with_interval(found.get(m), found.get(f"{m}_seed_std")) for m in ARM_COLUMNS]
+        cells = [_with_interval(found, metric) for metric in ARM_COLUMNS]
         counts = " ".join(_count(found[c]["value"]) for c in COUNTS)
         cells += [counts, str(found["dice"]["n"]), str(len(found["dice"]["seeds"]))]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
@@ -287,25 +287,26 @@ def _by_arm(rows: list[dict]) -> dict[str, dict[str, dict]]:
 def _cell(found: dict[str, dict], metric: str) -> str:
     """A metric of an arm with its interval, seed spread, and number of patients where not all have
     it."""
+    value, about = _parts(found, metric)
+    return f"<td>{value}<small>{about}</small></td>" if about else f"<td>{value}</td>"
+
+
+def _with_interval(found: dict[str, dict], metric: str) -> str:
+    """The same for a README."""
+    return " ".join(part for part in _parts(found, metric) if part)
+
+
+def _parts(found: dict[str, dict], metric: str) -> tuple[str, str]:
     row = found.get(metric)
     if row is None or row["value"] is None:
-        return "<td>–</td>"
-    text = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-    text += _plus_minus(found.get(f"{metric}_seed_std"))
+        return "–", ""
+    about = [] if row["low"] is None else [f"({row['low']:.3f} to {row['high']:.3f})"]
+    spread = found.get(f"{metric}_seed_std")
+    if spread is not None and spread["value"] is not None:
+        about.append(f"± {spread['value']:.3f}")
     if row["n"] < found["dice"]["n"]:
-        text += f" (n = {row['n']})"
-    return f"<td>{row['value']:.3f}<small>{text}</small></td>"
-
-
-def _with_interval(row: dict | None, spread: dict | None) -> str:
-    if row is None or row["value"] is None:
-        return "–"
-    bounds = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
-    return f"{row['value']:.3f}{bounds}{_plus_minus(spread)}"
-
-
-def _plus_minus(spread: dict | None) -> str:
-    return "" if spread is None or spread["value"] is None else f" ± {spread['value']:.3f}"
+        about.append(f"(n = {row['n']})")
+    return f"{row['value']:.3f}", " ".join(about)
 
 
 def _count(value: float) -> str:
