@@ -3,8 +3,9 @@
 import json
 import math
 import re
+from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import pytest
 from scipy.stats import ks_2samp
@@ -250,7 +251,9 @@ COSTS = {"epoch over stock, median (bootstrap)": ("plugin", "epoch_overhead_p50"
 
 VERDICTS = {"exchangeable": "false verdicts, arms exchangeable",
             "half_equal": "the same, half of the patients unchanged",
+            "slice_auroc": "the same, slice AUROC",
             "skewed": "the same, few patients change by much in one direction",
+            "shared": "the same, all patients of a fold share one network's luck",
             "effect": "stated effect found"}
 
 
@@ -289,4 +292,20 @@ def test_the_docs_tell_how_often_a_verdict_is_wrong():
     assert verdict_table("verdicts.json") in text
     rows = json.loads((RESULTS / "verdicts.json").read_text())
     assert all(r["n"] >= 2000 and r["low"] <= 0.05 for r in rows
-               if r["arm"] in ("exchangeable", "half_equal"))
+               if r["arm"] in ("exchangeable", "half_equal", "slice_auroc"))
+    assert all(r["low"] <= 0.8 <= r["high"] + 0.01 for r in rows if r["arm"] == "effect")
+
+
+def test_the_docs_tell_how_far_trainings_of_one_arm_are_apart():
+    """Dice-TP of `real` against `real` of other settings, fold by fold."""
+    runs: dict[tuple, dict[str, float]] = {}
+    for r in read_rows(RESULTS / "cases_Dataset116_EMIDECROI.jsonl"):
+        if r["arm"] == "real" and r["dice_tp"] is not None and r["fold"] in (0, 4):
+            runs.setdefault((r["fold"], r["config_hash"], r["seed"]), {})[r["case"]] = r["dice_tp"]
+    shifts = []
+    for (a, one), (b, other) in combinations(runs.items(), 2):
+        if a[0] == b[0] and one.keys() == other.keys():
+            change = [one[case] - other[case] for case in one]
+            shifts.append(abs(mean(change)) / stdev(change))
+    text = (RESULTS.parents[1] / "docs" / "benchmark.md").read_text()
+    assert f"{len(shifts)} pairs" in text and f"at most {max(shifts):.2f} of the patients'" in text
