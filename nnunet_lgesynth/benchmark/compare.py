@@ -197,7 +197,7 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             values = arm.per_patient(metric)
             change = values[n:] - values[:n]
             value, bounds, p, count = mean_difference(change, resamples)
-            moved = _present(change)[_present(change) != 0]      # flips of the others are none
+            moved = _present(change[change != 0])      # flips of the others are none
             size = detectable(moved.size, tests) if tests and metric in PRIMARY else None
             if size is not None:
                 found.append(number_row(about, f"{metric}_detectable_vs_{reference}",
