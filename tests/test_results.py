@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -25,8 +26,18 @@ from benchmarks.tables import (
     whole,
 )
 from nnunet_lgesynth.anatomy.priors import PRIORS
-from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
-from nnunet_lgesynth.benchmark.report import markdown_table
+from nnunet_lgesynth.benchmark.collect import (
+    CASE_KEY,
+    FILTERED,
+    TRAINING_KEY,
+    Records,
+    read_rows,
+)
+from nnunet_lgesynth.benchmark.compare import compare, training_rows
+from nnunet_lgesynth.benchmark.report import markdown_differences, markdown_table
+from nnunet_lgesynth.benchmark.settings import Settings
+from nnunet_lgesynth.benchmark.verdict import PRIMARY, verdict
+from nnunet_lgesynth.cli import _parser
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 ABLATIONS = ("generator_ablation_fold0.json", "generator_ablation2_fold0.json")
@@ -81,9 +92,38 @@ def test_the_docs_show_what_was_learnt_of_no_reflow():
         assert f"| {names[arm]} | {where} | {numbers} | {dice['n']} |" in docs
 
 
-def test_the_readme_shows_the_table_of_the_committed_numbers():
-    rows = json.loads((RESULTS / "emidec_roi_fold0.json").read_text())
-    assert markdown_table(rows) in (RESULTS.parents[1] / "README.md").read_text()
+def emidec() -> list[dict]:
+    """Number rows of the EMIDEC benchmark, as `lgesynth benchmark` wrote them."""
+    return json.loads((RESULTS / "emidec_roi.json").read_text())
+
+
+def test_the_readme_shows_the_tables_of_the_committed_numbers():
+    rows, text = emidec(), (RESULTS.parents[1] / "README.md").read_text()
+    arms = [a for a in dict.fromkeys(r["arm"] for r in rows) if not a.endswith(FILTERED)]
+    assert markdown_table(rows) in text
+    assert markdown_differences(rows, (*PRIMARY, "dice_tp_small"), arms) in text
+    verdicts = " ".join(verdict(rows))
+    assert verdicts.partition(".")[0] in " ".join(text.split())
+
+
+def test_the_committed_numbers_follow_from_the_recorded_patients():
+    rows = emidec()
+    told, = {(r["dataset"], r["split"], r["command"]) for r in rows}
+    flags = _parser().parse_args(shlex.split(told[2])[1:])
+    settings = Settings(told[0], flags.c, tuple(flags.arms), tuple(flags.folds), flags.seeds,
+                        Path(flags.o), flags.p, flags.preset, flags.device, flags.epochs,
+                        flags.iterations, warm_up=flags.warm_up, half=bool(flags.half) or None)
+    cases, summaries = Records.below(RESULTS, told[0]).of(
+        [(arm, settings.recipe(arm)) for arm in settings.arms], settings.folds)
+    context = {"benchmark": "arms", "dataset": told[0], "split": told[1], "command": told[2]}
+    again = [*compare(cases, context).rows, *training_rows(summaries, context)]
+    found = {(r["arm"], r["metric"]): r for r in again}
+    assert found.keys() == {(r["arm"], r["metric"]) for r in rows} and len(found) == len(rows)
+    for row in rows:
+        mine = found[row["arm"], row["metric"]]
+        for name in ("value", "low", "high", "n"):
+            assert mine[name] == pytest.approx(row[name], abs=1e-5)
+        assert mine["seeds"] == row["seeds"]
 
 
 def by_arm(rows: list[dict]) -> dict[str, dict[str, float]]:

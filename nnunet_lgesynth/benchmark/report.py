@@ -27,7 +27,8 @@ from nnunet_lgesynth.benchmark.page import (
 from nnunet_lgesynth.benchmark.variants import further_references, reference_of
 from nnunet_lgesynth.benchmark.verdict import PRIMARY
 
-__all__ = ["Report", "audits_markdown", "markdown", "markdown_table", "write_report"]
+__all__ = ["Report", "audits_markdown", "markdown", "markdown_differences", "markdown_table",
+           "write_report"]
 
 ARM_COLUMNS = {**PRIMARY, "dice": "Dice", "balanced_accuracy": "balanced accuracy",
                "volume_mae_percent": "volume error, % of wall"}
@@ -95,13 +96,9 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 def markdown(split: str, comparison: Comparison, before: list[str]) -> str:
     """A split's verdict, its table, and its paired differences."""
-    head = ["difference", *DIFFERENCE_COLUMNS]
-    lines = [f"| {' | '.join(cells)} |" for cells in (
-        head, ["---"] * len(head), *([f"{arm} − {reference}", *cells] for arm, reference, cells in
-                                     _difference_cells(comparison.rows)))]
     return "\n\n".join([f"## {split}", f"**{comparison.verdict[0]}**", *comparison.verdict[1:],
                         *_stated(before), markdown_table(comparison.rows),
-                        "\n".join(lines)]) + "\n"
+                        markdown_differences(comparison.rows)])
 
 
 def audits_markdown(audits: list[dict]) -> str:
@@ -119,6 +116,17 @@ def markdown_table(rows: list[dict]) -> str:
         counts = " ".join(_count(found[c]["value"]) for c in COUNTS)
         cells += [counts, str(found["dice"]["n"]), str(len(found["dice"]["seeds"]))]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown_differences(rows: list[dict], metrics: Iterable[str] = DIFFERENCES,
+                         arms: Iterable[str] | None = None) -> str:
+    """One line a paired difference of one split's number rows; of all arms, or of these."""
+    head = ["difference", *DIFFERENCE_COLUMNS]
+    lines = [f"| {' | '.join(cells)} |" for cells in (
+        head, ["---"] * len(head), *([f"{arm} − {reference}", *cells] for arm, reference, cells in
+                                     _difference_cells(rows, metrics)
+                                     if arms is None or arm in arms))]
     return "\n".join(lines) + "\n"
 
 
@@ -151,12 +159,13 @@ def _arms(rows: list[dict]) -> str:
         "scar below a fixed share of the wall removed."))
 
 
-def _difference_cells(rows: list[dict]) -> Iterator[tuple[str, str, list[str]]]:
+def _difference_cells(rows: list[dict], metrics: Iterable[str] = DIFFERENCES
+                      ) -> Iterator[tuple[str, str, list[str]]]:
     """(arm, reference, cells of DIFFERENCE_COLUMNS) of each paired difference that is shown."""
     arms = _by_arm(rows)
     shown = [(arm, reference, metric) for arm in arms
              for reference in (reference_of(arm), *further_references(arm, arms))
-             for metric in DIFFERENCES]
+             for metric in metrics]
     for arm, reference, metric in shown:
         row = arms[arm].get(f"{metric}_diff_vs_{reference}")
         if row is None or row["value"] is None:
