@@ -15,8 +15,8 @@ from pathlib import Path
 
 from nnunet_lgesynth.files import write_text
 
-__all__ = ["ACCENT", "INK", "PRIVATE", "number", "picture", "plot", "provenance", "section",
-           "table", "verdict", "write_page"]
+__all__ = ["ACCENT", "INK", "PRIVATE", "breakable", "folded", "number", "picture", "plot",
+           "provenance", "section", "table", "verdict", "write_page"]
 
 PRIVATE = "The pictures show patient data: keep this file where the data may be."
 INK = "#010203"       # replaced by the page's text colour
@@ -27,9 +27,10 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--soft:#9aa5b1;--line:#39424c;--page:#14181c;
 --box:#1e242a}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:62rem;background:var(--page);color:var(--ink);
+body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:72rem;background:var(--page);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-h1{font-size:1.45rem;line-height:1.25;margin:0 0 .2rem}h2{font-size:1.12rem;margin:2.2rem 0 .5rem}
+h1{overflow-wrap:anywhere;font-size:1.45rem;line-height:1.25;margin:0 0 .2rem}
+h2{font-size:1.12rem;margin:2.2rem 0 .5rem}
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 .verdict{background:var(--box);border-left:4px solid #2f81c7;padding:.8rem 1rem;margin:1.2rem 0}
 .verdict p:first-child{font-weight:600;font-size:1.05rem}
@@ -37,7 +38,9 @@ p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .7rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);
 vertical-align:top;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{font-weight:600}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:7rem}
+th,td.group{font-weight:600}td.group{padding-top:1rem}td.text{white-space:normal;text-align:left;
+min-width:20rem}
 td small{display:block;color:var(--soft)}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.plots figure{flex:1 1 16rem;max-width:22rem;margin:0}
 figure svg,figure img{width:100%;height:auto;display:block}
@@ -65,6 +68,16 @@ def verdict(first: str, *others: str) -> str:
 def section(title: str, content: str, note: str) -> str:
     """A heading, its content, and a soft note; all are HTML."""
     return f'<h2>{title}</h2>{content}<p class="soft">{note}</p>'
+
+
+def folded(summary: str, content: str) -> str:
+    """A part that opens at a click; the summary is text, the content HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def breakable(name: str) -> str:
+    """HTML of an arm's name (text), which may be broken after a comma or colon."""
+    return re.sub("([:,])", r"\1<wbr>", escape(name))
 
 
 def table(head: Iterable[str], body: Iterable[str]) -> str:
@@ -112,9 +125,8 @@ def provenance(commands: Sequence[str], versions: dict[str, str], machine: str,
     told = ["\n".join(commands), json.dumps(versions, indent=1),
             *[json.dumps(hashes, indent=1)] * bool(hashes)]
     given = "".join(f"<pre>{escape(t)}</pre>" for t in told)
-    return (f"<details><summary>Commands, versions, {'hashes, ' * bool(hashes)}machine</summary>"
-            f"{given}"
-            f"<p>{escape(machine)}</p></details>")
+    return folded(f"Commands, versions, {'hashes, ' * bool(hashes)}machine",
+                  f"{given}<p>{escape(machine)}</p>")
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -29,7 +29,7 @@ def forest(rows: list[dict]) -> str:
                        and r["metric"] == f"{metric}_diff_vs_{reference_of(r['arm'])}"])
              for metric in PRIMARY]
     figures = [_figure(plot(_draw_forest(PRIMARY[metric], lines), f"forest {metric}",
-                            (3.6, 1.1 + 0.32 * len(lines))))
+                            (3.6, 1.1 + 0.4 * len(lines))))
                for metric, lines in shown if lines]
     return _plots("Differences from real", figures,
                   "Mean over patients and its 95 % interval; right of the line is better. Filtered "
@@ -38,7 +38,8 @@ def forest(rows: list[dict]) -> str:
 
 def _against(arm: str) -> str:
     reference = reference_of(arm)
-    return arm if reference.removesuffix(FILTERED) == REFERENCE else f"{arm}\n− {reference}"
+    told = arm.replace(":", ":\n")
+    return told if reference.removesuffix(FILTERED) == REFERENCE else f"{told}\n− {reference}"
 
 
 def paired(patients: list[dict]) -> str:
@@ -136,6 +137,7 @@ def _draw_forest(name: str, lines: list[tuple[str, dict]]):
             axes.plot(row["value"], at, "o", color=ACCENT, markersize=5)
         axes.set_yticks(range(len(lines)), [arm for arm, _ in lines])
         axes.set(xlabel=name, ylim=(len(lines) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=4)
     return draw
 
 
@@ -177,8 +179,9 @@ def _draw_volumes(volumes: np.ndarray, arm: str):
             axes.axhline(limit, color=INK, linewidth=0.6, linestyle="dashed")
         axes.plot(volumes.mean(axis=1), change, "o", color=ACCENT, markersize=5, alpha=0.75)
         axes.set(xlabel="mean of true and predicted scar, mL",
-                 ylabel=f"{arm}: predicted - true, mL",
-                 title=f"bias {bias:+.1f} mL, limits {bias - limits:+.1f} to {bias + limits:+.1f}")
+                 ylabel="predicted - true, mL", title=(
+                     f"{arm}\nbias {bias:+.1f} mL, limits {bias - limits:+.1f} to "
+                     f"{bias + limits:+.1f}"))
         axes.title.set_fontsize(9)
     return draw
 

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark import plots
 from nnunet_lgesynth.benchmark.arms import COUNTS, UNITS
+from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.compare import Comparison
 from nnunet_lgesynth.benchmark.page import (
     PRIVATE,
+    breakable,
+    folded,
     number,
     picture,
     provenance,
@@ -136,12 +139,20 @@ def _stated(before: list[str]) -> list[str]:
 
 
 def _split(split: str, comparison: Comparison, before: list[str], cases: list[dict]) -> list[str]:
+    stated = _stated(before)
     return [f'<section><p class="soft">{escape(split)}</p>',
-            verdict(*comparison.verdict, *_stated(before)), _arms(comparison.rows),
+            verdict(*comparison.verdict, *stated * (len(stated) == 1)),
+            _folded_statements(stated), _arms(comparison.rows),
             plots.forest(comparison.rows), _differences(comparison.rows),
             _detection(comparison.rows), plots.paired(comparison.patients),
             plots.doses(comparison.rows), plots.bland_altman(cases), plots.segments(cases),
             _everything(comparison.rows), "</section>"]
+
+
+def _folded_statements(stated: list[str]) -> str:
+    """Where runs of several days went into the folder; a single one stands in the verdict."""
+    return "" if len(stated) < 2 else folded(f"Stated before each run ({len(stated)})", "".join(
+        f'<p class="soft">{escape(said)}</p>' for said in stated))
 
 
 def _arms(rows: list[dict]) -> str:
@@ -149,7 +160,7 @@ def _arms(rows: list[dict]) -> str:
     for arm, found in _by_arm(rows).items():
         cells = [_cell(found, m) for m in ARM_COLUMNS]
         about = f"<td>{found['dice']['n']}</td><td>{len(found['dice']['seeds'])}</td>"
-        body.append(f"<tr><td>{escape(arm)}</td>{''.join(cells)}{about}</tr>")
+        body.append(f"<tr><td>{breakable(arm)}</td>{''.join(cells)}{about}</tr>")
     head = ["arm", *ARM_COLUMNS.values(), "patients", "seeds"]
     return section("Arms", table(head, body), (
         "Means over patients of the mean over seeds; below, 95 % bootstrap interval over patients "
@@ -180,11 +191,21 @@ def _difference_cells(rows: list[dict], metrics: Iterable[str] = DIFFERENCES
 
 
 def _differences(rows: list[dict]) -> str:
-    body = ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in (f"{arm} − {reference}", *cells))
-            + "</tr>" for arm, reference, cells in _difference_cells(rows)]
-    if not body:
+    body: dict[bool, list[str]] = {False: [], True: []}         # of arms as they are; filtered
+    before = None
+    for arm, reference, cells in _difference_cells(rows):
+        lines = body[arm.endswith(FILTERED)]
+        if before != (before := (arm, reference)):
+            lines.append(f'<tr><td class="group" colspan="{len(DIFFERENCE_COLUMNS)}">'
+                         f"{breakable(arm)} − {breakable(reference)}</td></tr>")
+        lines.append("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
+    if not any(body.values()):
         return ""
-    return section("Paired differences", table(["difference", *DIFFERENCE_COLUMNS], body), (
+    tables = {filtered: table(DIFFERENCE_COLUMNS, lines)
+              for filtered, lines in body.items() if lines}
+    if True in tables:
+        tables[True] = folded("Paired differences after the volume filter", tables[True])
+    return section("Paired differences", "".join(tables.values()), (
         "Paired by patient and seed; p from flipping the arms patient by patient, corrected (Holm) "
         "over arms and primary metrics, on which alone the verdict rests; what has no corrected p "
         "decides nothing; filtered arms are corrected among themselves. Surface distances are of "
@@ -197,7 +218,7 @@ def _detection(rows: list[dict]) -> str:
     body = []
     for arm, found in _by_arm(rows).items():
         for of, prefix in (("patients", ""), ("slices", "slice_")):
-            cells = [escape(arm), of, *(_count(found[f"{prefix}{c}"]["value"]) for c in COUNTS),
+            cells = [breakable(arm), of, *(_count(found[f"{prefix}{c}"]["value"]) for c in COUNTS),
                      *(number(found[f"{prefix}{m}"]["value"]) for m in (
                          "sensitivity", "specificity", "accuracy", "balanced_accuracy"))]
             tested = found.get(f"detection_p_mcnemar_vs_{reference_of(arm)}")
@@ -224,8 +245,7 @@ def _everything(rows: list[dict]) -> str:
             cells = "".join(_cell(found, metric) for found in arms.values())
             body.append(f"<tr><td>{escape(NAMES[metric])}<small>{escape(unit)}</small></td>"
                         f"{cells}</tr>")
-    return (f"<details><summary>All metrics ({len(body)})</summary>"
-            + table(["metric", *arms], body) + "</details>")
+    return folded(f"All metrics ({len(body)})", table(["metric", *arms], body))
 
 
 def _trainings(trainings: list[dict], rows: list[dict]) -> str:
@@ -235,7 +255,7 @@ def _trainings(trainings: list[dict], rows: list[dict]) -> str:
                                                      f"<small>of {t['drafted']}</small>")
         failed = ", ".join(f"{escape(k)} {v}" for k, v in sorted(t["failed_checks"].items())) or "–"
         last = t["injected_fraction_last"]
-        cells = [escape(t["arm"]), t["fold"], t["seed"], t["epochs"] or "–",
+        cells = [breakable(t["arm"]), t["fold"], t["seed"], t["epochs"] or "–",
                  number(t["injected_fraction"]) + ("" if last is None
                                                    else f"<small>last {number(last)}</small>"),
                  _served(t), rate, failed, number(t["minutes"], 1)]
@@ -253,7 +273,7 @@ def _audits(audits: list[dict]) -> str:
         return ""
     outcome = {True: "passed", False: "failed", None: "none"}
     body = [f"<tr><td>{escape(a['generator'])}</td><td>{outcome[a['passed']]}</td>"
-            f"<td>{escape(' '.join(a['sentences']))}</td></tr>" for a in audits]
+            f'<td class="text">{escape(" ".join(a["sentences"]))}</td></tr>' for a in audits]
     return section("Audit of the generators", table(["generator", "audit", "found"], body), (
         "Does it repeat training scars, do seeds differ, are requests followed? The pages in the "
         "folder audits/ show it."))
@@ -282,8 +302,7 @@ def _cases(cases: Iterable[dict]) -> str:
         cells = [number(v, 2) if isinstance(v := case[k], float) or v is None else escape(str(v))
                  for k in CASE_COLUMNS]
         body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    return (f"<details><summary>Every patient ({len(body)} rows)</summary>"
-            + table(CASE_COLUMNS.values(), body) + "</details>")
+    return folded(f"Every patient ({len(body)} rows)", table(CASE_COLUMNS.values(), body))
 
 
 def _by_arm(rows: list[dict]) -> dict[str, dict[str, dict]]:
