@@ -9,8 +9,9 @@ from matplotlib.image import imsave
 from pages import pictures_of
 
 from nnunet_lgesynth.benchmark.compare import compare
+from nnunet_lgesynth.benchmark.markdown import markdown_table
 from nnunet_lgesynth.benchmark.plots import doses
-from nnunet_lgesynth.benchmark.report import Report, markdown_table, write_report
+from nnunet_lgesynth.benchmark.report import Report, write_report
 
 CONTEXT = {"benchmark": "test", "dataset": "Dataset900_Toy", "split": "fold 0",
            "command": "lgesynth benchmark"}

@@ -34,7 +34,7 @@ from nnunet_lgesynth.benchmark.collect import (
     read_rows,
 )
 from nnunet_lgesynth.benchmark.compare import compare, training_rows
-from nnunet_lgesynth.benchmark.report import markdown_differences, markdown_table
+from nnunet_lgesynth.benchmark.markdown import markdown_differences, markdown_table
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.benchmark.verdict import PRIMARY, verdict
 from nnunet_lgesynth.cli import _parser

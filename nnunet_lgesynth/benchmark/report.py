@@ -1,4 +1,4 @@
-"""The benchmark's report as a page, and the README's table. Computes nothing.
+"""The benchmark's report as a page. Computes nothing.
 
 Everything shown is handed over: number rows and sentences of `compare`, per-case rows and training
 summaries of `collect`, commands, versions, pictures.
@@ -6,7 +6,7 @@ summaries of `collect`, commands, versions, pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -15,6 +15,16 @@ from nnunet_lgesynth.benchmark import plots
 from nnunet_lgesynth.benchmark.arms import COUNTS, UNITS
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.compare import Comparison
+from nnunet_lgesynth.benchmark.markdown import (
+    ARM_COLUMNS,
+    DIFFERENCE_COLUMNS,
+    NAMES,
+    by_arm,
+    count,
+    difference_cells,
+    said_before,
+    with_about,
+)
 from nnunet_lgesynth.benchmark.page import (
     PRIVATE,
     breakable,
@@ -27,31 +37,10 @@ from nnunet_lgesynth.benchmark.page import (
     verdict,
     write_page,
 )
-from nnunet_lgesynth.benchmark.variants import further_references, reference_of
-from nnunet_lgesynth.benchmark.verdict import PRIMARY
+from nnunet_lgesynth.benchmark.variants import reference_of
 
-__all__ = ["Report", "audits_markdown", "markdown", "markdown_differences", "markdown_table",
-           "write_report"]
+__all__ = ["Report", "write_report"]
 
-ARM_COLUMNS = {**PRIMARY, "dice": "Dice", "balanced_accuracy": "balanced accuracy",
-               "volume_mae_percent": "volume error, % of wall"}
-NAMES = {
-    **ARM_COLUMNS, "dice_tp_small": "Dice-TP, smallest third of scars", "hd95_mm": "HD95",
-    "asd_mm": "average surface distance", "volume_mae_percent": "volume error",
-    "volume_bias_percent": "volume bias", "volume_mae_ml": "volume error",
-    "volume_bias_ml": "volume bias", "no_reflow_mae_ml": "no-reflow volume error",
-    "no_reflow_bias_ml": "no-reflow volume bias",
-    "no_reflow_mae_percent": "no-reflow volume error",
-    "no_reflow_bias_percent": "no-reflow volume bias", "transmurality_mae": "transmurality error",
-    "segment_mae_percent": "AHA segments, error of their scar",
-    "segment_jaccard": "AHA segments with scar, Jaccard index",
-    "segment_kappa": "AHA segments, weighted kappa of five classes", "lesion_f1": "lesion-wise F1",
-    "patient_auroc": "patient AUROC over scar volume",
-    **{f"{of}{name}": f"{of.replace('_', ' ')}{name.replace('_', ' ')}" for of in ("", "slice_")
-       for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")}}
-DIFFERENCES = (*ARM_COLUMNS, "dice_tp_small", "hd95_mm", "asd_mm")
-DIFFERENCE_COLUMNS = ("metric", "value", "95 % interval", "± seeds", "p", "p, corrected",
-                      "detectable", "patients")
 CASE_COLUMNS = {"arm": "arm", "case": "patient", "fold": "fold", "seed": "seed", "dice": "Dice",
                 "no_reflow_dice": "no-reflow Dice", "true_percent": "true % of wall",
                 "predicted_percent": "predicted % of wall", "true_ml": "true mL",
@@ -97,49 +86,8 @@ def write_report(path: str | Path, report: Report) -> Path:
     return path
 
 
-def markdown(split: str, comparison: Comparison, before: list[str]) -> str:
-    """A split's verdict, its table, and its paired differences."""
-    return "\n\n".join([f"## {split}", f"**{comparison.verdict[0]}**", *comparison.verdict[1:],
-                        *_stated(before), markdown_table(comparison.rows),
-                        markdown_differences(comparison.rows)])
-
-
-def audits_markdown(audits: list[dict]) -> str:
-    """A paragraph on the generators' audits; empty where there are none."""
-    lines = [f"- {a['generator']}: {' '.join(a['sentences'])}" for a in audits]
-    return "\n".join(["## Audit of the generators", "", *lines]) + "\n" if lines else ""
-
-
-def markdown_table(rows: list[dict]) -> str:
-    """One line an arm of one split's number rows, for a README."""
-    columns = ["arm", *ARM_COLUMNS.values(), "TN FP FN TP", "patients", "seeds"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for arm, found in _by_arm(rows).items():
-        cells = [_with_interval(found, metric) for metric in ARM_COLUMNS]
-        counts = " ".join(_count(found[c]["value"]) for c in COUNTS)
-        cells += [counts, str(found["dice"]["n"]), str(len(found["dice"]["seeds"]))]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def markdown_differences(rows: list[dict], metrics: Iterable[str] = DIFFERENCES,
-                         arms: Iterable[str] | None = None) -> str:
-    """One line a paired difference of one split's number rows; of all arms, or of these."""
-    head = ["difference", *DIFFERENCE_COLUMNS]
-    lines = [f"| {' | '.join(cells)} |" for cells in (
-        head, ["---"] * len(head), *([f"{arm} − {reference}", *cells] for arm, reference, cells in
-                                     _difference_cells(rows, metrics)
-                                     if arms is None or arm in arms))]
-    return "\n".join(lines) + "\n"
-
-
-def _stated(before: list[str]) -> list[str]:
-    return [f"Stated before {'the run' if len(before) == 1 else 'each run'}: {said}"
-            for said in before]
-
-
 def _split(split: str, comparison: Comparison, before: list[str], cases: list[dict]) -> list[str]:
-    stated = _stated(before)
+    stated = said_before(before)
     return [f'<section><p class="soft">{escape(split)}</p>',
             verdict(*comparison.verdict, *stated * (len(stated) == 1)),
             _folded_statements(stated), _arms(comparison.rows),
@@ -157,7 +105,7 @@ def _folded_statements(stated: list[str]) -> str:
 
 def _arms(rows: list[dict]) -> str:
     body = []
-    for arm, found in _by_arm(rows).items():
+    for arm, found in by_arm(rows).items():
         cells = [_cell(found, m) for m in ARM_COLUMNS]
         about = f"<td>{found['dice']['n']}</td><td>{len(found['dice']['seeds'])}</td>"
         body.append(f"<tr><td>{breakable(arm)}</td>{''.join(cells)}{about}</tr>")
@@ -170,30 +118,10 @@ def _arms(rows: list[dict]) -> str:
         "scar below a fixed share of the wall removed."))
 
 
-def _difference_cells(rows: list[dict], metrics: Iterable[str] = DIFFERENCES
-                      ) -> Iterator[tuple[str, str, list[str]]]:
-    """(arm, reference, cells of DIFFERENCE_COLUMNS) of each paired difference that is shown."""
-    arms = _by_arm(rows)
-    shown = [(arm, reference, metric) for arm in arms
-             for reference in (reference_of(arm), *further_references(arm, arms))
-             for metric in metrics]
-    for arm, reference, metric in shown:
-        row = arms[arm].get(f"{metric}_diff_vs_{reference}")
-        if row is None or row["value"] is None:
-            continue
-        bounds = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-        yield arm, reference, [
-            NAMES[metric] + (f", {UNITS[metric]}" if UNITS[metric] == "mm" else ""),
-            f"{row['value']:+.3f}", bounds,
-            number(arms[arm].get(f"{metric}_diff_seed_std_vs_{reference}", {}).get("value")),
-            *(number(arms[arm].get(f"{metric}_{what}_vs_{reference}", {}).get("value"))
-              for what in ("p", "p_holm", "detectable")), str(row["n"])]
-
-
 def _differences(rows: list[dict]) -> str:
     body: dict[bool, list[str]] = {False: [], True: []}         # of arms as they are; filtered
     before = None
-    for arm, reference, cells in _difference_cells(rows):
+    for arm, reference, cells in difference_cells(rows):
         lines = body[arm.endswith(FILTERED)]
         if before != (before := (arm, reference)):
             lines.append(f'<tr><td class="group" colspan="{len(DIFFERENCE_COLUMNS)}">'
@@ -216,9 +144,9 @@ def _differences(rows: list[dict]) -> str:
 
 def _detection(rows: list[dict]) -> str:
     body = []
-    for arm, found in _by_arm(rows).items():
+    for arm, found in by_arm(rows).items():
         for of, prefix in (("patients", ""), ("slices", "slice_")):
-            cells = [breakable(arm), of, *(_count(found[f"{prefix}{c}"]["value"]) for c in COUNTS),
+            cells = [breakable(arm), of, *(count(found[f"{prefix}{c}"]["value"]) for c in COUNTS),
                      *(number(found[f"{prefix}{m}"]["value"]) for m in (
                          "sensitivity", "specificity", "accuracy", "balanced_accuracy"))]
             tested = found.get(f"detection_p_mcnemar_vs_{reference_of(arm)}")
@@ -239,7 +167,7 @@ def _detection(rows: list[dict]) -> str:
 
 def _everything(rows: list[dict]) -> str:
     """All metrics, arms as columns."""
-    arms, body = _by_arm(rows), []
+    arms, body = by_arm(rows), []
     for metric, unit in UNITS.items():
         if any(found[metric]["value"] is not None for found in arms.values() if metric in found):
             cells = "".join(_cell(found, metric) for found in arms.values())
@@ -305,37 +233,6 @@ def _cases(cases: Iterable[dict]) -> str:
     return folded(f"Every patient ({len(body)} rows)", table(CASE_COLUMNS.values(), body))
 
 
-def _by_arm(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    arms: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        arms.setdefault(row["arm"], {})[row["metric"]] = row
-    return {arm: found for arm, found in arms.items() if "dice" in found}
-
-
 def _cell(found: dict[str, dict], metric: str) -> str:
-    """A metric of an arm with its interval, seed spread, and number of patients where not all have
-    it."""
-    value, about = _parts(found, metric)
+    value, about = with_about(found, metric)
     return f"<td>{value}<small>{about}</small></td>" if about else f"<td>{value}</td>"
-
-
-def _with_interval(found: dict[str, dict], metric: str) -> str:
-    """The same for a README."""
-    return " ".join(part for part in _parts(found, metric) if part)
-
-
-def _parts(found: dict[str, dict], metric: str) -> tuple[str, str]:
-    row = found.get(metric)
-    if row is None or row["value"] is None:
-        return "–", ""
-    about = [] if row["low"] is None else [f"({row['low']:.3f} to {row['high']:.3f})"]
-    spread = found.get(f"{metric}_seed_std")
-    if spread is not None and spread["value"] is not None:
-        about.append(f"± {spread['value']:.3f}")
-    if row["n"] < found["dice"]["n"]:
-        about.append(f"(n = {row['n']})")
-    return f"{row['value']:.3f}", " ".join(about)
-
-
-def _count(value: float) -> str:
-    return f"{value:g}" if value == int(value) else f"{value:.1f}"

@@ -45,6 +45,7 @@ from nnunet_lgesynth.benchmark.leakage import (
     refuse_leaky_training,
     refuse_other_run,
 )
+from nnunet_lgesynth.benchmark.markdown import audits_markdown, markdown
 from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
     check_generators,
@@ -55,7 +56,7 @@ from nnunet_lgesynth.benchmark.plan import (
     plan,
     trainings,
 )
-from nnunet_lgesynth.benchmark.report import Report, audits_markdown, markdown, write_report
+from nnunet_lgesynth.benchmark.report import Report, write_report
 from nnunet_lgesynth.benchmark.settings import Settings, injects
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name
 from nnunet_lgesynth.config import UserError
