@@ -1,14 +1,41 @@
-"""How a process of ours ends when it is told to."""
+"""How a process of ours ends when it is told to, and that it writes alone where it writes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["sigterm_as_exit"]
+from filelock import FileLock, Timeout
+
+from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.files import make_folder
+
+__all__ = ["alone", "sigterm_as_exit"]
+
+
+@contextmanager
+def alone(folder: str | Path, what: str) -> Iterator[None]:
+    """Within this no other `what` (benchmark, training, fit) of the plugin writes into the folder:
+    two would spoil each other's checkpoints. It lasts as long as the process, however that ends; a
+    benchmark that is killed leaves its trainings behind, which hold their own folders."""
+    lock = FileLock(make_folder(folder) / f"{what}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another {what} is writing into {folder}; wait until it has ended, or end "
+                        "it, or choose another folder.") from None
+    except (OSError, NotImplementedError) as error:      # some network file systems
+        print(f"{folder} cannot be locked ({error}); see to it that no other {what} writes there.",
+              file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

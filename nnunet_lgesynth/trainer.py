@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import time
 
@@ -29,7 +29,7 @@ from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold, split_hash
 from nnunet_lgesynth.files import write_text
 from nnunet_lgesynth.precision import halve_on_cpu
-from nnunet_lgesynth.processes import sigterm_as_exit
+from nnunet_lgesynth.processes import alone, sigterm_as_exit
 from nnunet_lgesynth.provenance import machine, versions
 
 __all__ = ["LGESynthTrainer"]
@@ -94,8 +94,10 @@ class LGESynthTrainer(nnUNetTrainer):
         return self.generator is not None and self.injection.probability > 0
 
     def run_training(self):
+        first = self.local_rank == 0
         try:
-            with sigterm_as_exit(), self._in_one_sentence():
+            with sigterm_as_exit(), self._in_one_sentence(), \
+                    alone(self.output_folder, "training") if first else nullcontext():
                 super().run_training()
         finally:
             self._stop_synthesis()

@@ -1,6 +1,7 @@
 """External test sets: found and compared before anything runs, predicted, scored."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from toy_benchmark import NAME, finish, fold_folder, go, heart, write_image, write_network
+from toy_benchmark import NAME, ROLES, finish, fold_folder, go, heart, write_image, write_network
 
 from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 
 
 def test_external_images_are_looked_for_before_anything_runs_also_by_the_plan(workspace):
@@ -109,6 +111,68 @@ def test_labels_that_lie_elsewhere_than_their_image_are_named(workspace, change,
     sitk.WriteImage(label, str(labels / "e0.nii.gz"))
     with pytest.raises(UserError, match=message):
         go(workspace, ["real"], images=images, labels=labels, plan_only=True)
+
+
+@pytest.fixture
+def external(workspace):
+    """A finished real-only training, and an external case of a scarred heart."""
+    finish(workspace, "real", 8, 0.0)
+    write_network(fold_folder(workspace, "real"))
+    write_image(workspace / "images" / "e0_0000.nii.gz",
+                np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32))
+    write_image(workspace / "labels" / "e0.nii.gz", heart(12))
+
+    def run(**more):
+        return go(workspace, ["real"], images=workspace / "images", labels=workspace / "labels",
+                  **more)
+    return run
+
+
+def test_what_was_corrected_since_is_scored_again(workspace, external):
+    def row():
+        return next(r for r in read_rows(external()["cases"])
+                    if (r["arm"], r["split"]) == ("real", "external"))
+    before = row()
+    write_image(workspace / "labels" / "e0.nii.gz", heart(3))
+    corrected = row()
+    assert corrected["true_voxels"] < before["true_voxels"] == 12
+    assert corrected["predicted_voxels"] == before["predicted_voxels"]
+    write_image(workspace / "images" / "e0_0000.nii.gz",
+                np.random.default_rng(2).normal(size=(3, 16, 16)).astype(np.float32))
+    os.utime(workspace / "images" / "e0_0000.nii.gz", (1, 1))          # copied with its old date
+    assert row()["predicted_voxels"] != before["predicted_voxels"]
+    assert row() == row()
+
+
+def test_stacks_of_one_patient_count_once(workspace, external):
+    for kind, name in (("images", "e{}_0000.nii.gz"), ("labels", "e{}.nii.gz")):
+        shutil.copy(workspace / kind / name.format(0), workspace / kind / name.format(1))
+    write_info(workspace / "labels", DatasetInfo(ROLES, same_as={"e1": "e0"}))
+    outcome = external()
+    told = {(r["split"], r["metric"]): r["n"] for r in outcome["rows"] if r["arm"] == "real"}
+    assert told["external, fold 0", "dice"] == 1
+    assert "1 patients, 1 with scar" in json.loads(
+        (workspace / "out" / "benchmark.json").read_text())["before"]["external"][0]
+
+
+def test_labels_that_mean_something_else_are_refused(workspace, external):
+    write_info(workspace / "labels", DatasetInfo(Roles(cavity=4, myocardium=2, scar=1)))
+    with pytest.raises(UserError, match=r"lgesynth\.json gives the labels another mean.*cavity=4"):
+        external(plan_only=True)
+    (workspace / "labels" / "lgesynth.json").unlink()
+    labels = heart(12)
+    labels[0, 0, 0] = 9
+    write_image(workspace / "labels" / "e0.nii.gz", labels)
+    with pytest.raises(UserError, match=r"e0\.nii\.gz has the values \[9\], which the data"):
+        external(plan_only=True)
+
+
+def test_every_channel_is_looked_for_before_anything_runs(workspace, external):
+    path = workspace / "nnUNet_preprocessed" / NAME / "dataset.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "channel_names": {"0": "LGE", "1": "T2"}}))
+    with pytest.raises(UserError, match=r"lacks e0_0001\.nii\.gz .* a file a channel"):
+        external(plan_only=True)
 
 
 def test_a_kill_while_predicting_leaves_no_half_prediction(workspace, monkeypatch):

@@ -51,6 +51,19 @@ def test_the_plan_uses_a_stock_checkpoint_and_adds_the_judge_where_none_is_asked
     assert [words(line)[1][3] for line in lines] == ["fit", "train"] and str(stock) in lines[0]
 
 
+def test_an_ablation_of_the_generator_is_an_arm_with_a_fit_of_its_own(workspace):
+    jobs = [words(line) for line in go(workspace, ["real", "lgesynth", "lgesynth:g=roi-cpu-plain"],
+                                       plan_only=True)["plan"]]
+    assert [argv[3] for _, argv in jobs] == ["train", "fit", "fit", "train", "train"]
+    assert [argv[argv.index("--preset") + 1] for _, argv in jobs[1:3]] == ["demo", "roi-cpu-plain"]
+    for preset, (env, _) in zip(("demo", "roi-cpu-plain"), jobs[3:]):
+        assert env["LGESYNTH_GENERATOR"] == str(generator_folder(
+            workspace / "nnUNet_results", NAME, preset, "nnUNetPlans", "2d", 0))
+    assert len({env["nnUNet_results"] for env, _ in jobs[3:]}) == 2
+    with pytest.raises(UserError, match="--jobs must be at least 1, not 0"):
+        go(workspace, ["real"], plan_only=True, jobs=0)
+
+
 def test_3d_arms_are_planned_with_a_2d_judge_and_generator(workspace):
     base = workspace / "nnUNet_preprocessed" / NAME
     settings = {**PLANS["configurations"]["2d"], "data_identifier": "nnUNetPlans_3d_fullres",

@@ -20,11 +20,11 @@ from toy_benchmark import (
     write_generator,
 )
 
-from nnunet_lgesynth.benchmark.claim import alone
 from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, write_info
+from nnunet_lgesynth.processes import alone
 
 
 def test_finished_trainings_go_through_to_a_report(workspace):
@@ -171,13 +171,17 @@ def test_what_the_patients_can_show_is_told_before_anything_is_trained(workspace
         ", real, paint, fold 0, 1 seed: 4 patients, 2 with scar, 1 with no-reflow; too few to show "
         "any difference in Dice-TP or no-reflow Dice.")
     truths = sorted((workspace / "nnUNet_preprocessed" / NAME / "gt_segmentations").glob("v*"))
-    some, all_ = (smallest_effects(n * truths, ROLES, ["real", "paint", "lgesynth"])
-                  for n in (4, 12))
+
+    def effects(paths, times):                     # as many patients, of one stack each
+        return smallest_effects([(f"{path}{k}", path) for k in range(times) for path in paths],
+                                ROLES, ["real", "paint", "lgesynth"])
+    some, all_ = effects(truths, 4), effects(truths, 12)
     assert "of the 6 tests of primary metrics each finds" in some
     assert "too few to show any in no-reflow Dice" in some and "too few" not in all_
     alone = [path for path in truths if path.name[:2] != "v1"]          # the one with no-reflow
-    assert "of the 4 tests of primary metrics" in smallest_effects(12 * alone, ROLES, [
-        "real", "paint", "lgesynth"])
+    assert "of the 4 tests of primary metrics" in effects(alone, 12)
+    stacks = [("one heart", path) for path in truths]
+    assert smallest_effects(stacks, ROLES, ["real"]).startswith("1 patients, 1 with scar, 1 with")
     assert " in Dice-TP and " in all_ and " in no-reflow Dice (in standard" in all_
     assert told[0].partition(", ")[2] in capsys.readouterr().out
 
@@ -276,7 +280,8 @@ def test_other_plans_or_meanings_of_labels_need_another_folder(workspace):
 
 def test_one_benchmark_at_a_time_writes_into_a_folder(workspace):
     finish(workspace, "real", 8, 0.0)
-    with alone(workspace / "out"), pytest.raises(UserError, match="Another benchmark is writing"):
+    with alone(workspace / "out", "benchmark"), pytest.raises(
+            UserError, match="Another benchmark is writing"):
         go(workspace, ["real"])
     assert go(workspace, ["real"])["results"].is_file()
 
@@ -331,5 +336,5 @@ def test_sigterm_ends_a_benchmark_in_order(workspace, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         go(workspace, ["real"])
     assert stopped.value.code == 128 + signal.SIGTERM
-    with alone(workspace / "out"):                       # it has let go of its folder
+    with alone(workspace / "out", "benchmark"):          # it has let go of its folder
         pass

@@ -1,5 +1,6 @@
 """Laws of the fit: only training cases, every stage once, and a kill that leaves no trace."""
 
+import errno
 import json
 import shutil
 
@@ -21,6 +22,7 @@ from nnunet_lgesynth.generators.inpaint.sample import Inpainter
 from nnunet_lgesynth.generators.inpaint.train import fit, objective_of
 from nnunet_lgesynth.generators.subject import read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
+from nnunet_lgesynth.processes import alone
 
 pytestmark = pytest.mark.usefixtures("without_pictures")      # but for that of `fitted`
 
@@ -201,10 +203,22 @@ def test_a_fitted_folder_is_refused_or_returned(fold, fitted, reward):
     assert (fitted[0] / "config.json").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written_is_named(fold, tmp_path):
+def test_one_fit_at_a_time_writes_into_a_folder(fold, tmp_path):
+    with alone(tmp_path / "fold_0", "fit"), pytest.raises(UserError, match="Another fit is"):
+        fit(fold, tiny_config(), tmp_path / "fold_0", "cpu")
+    assert [p.name for p in (tmp_path / "fold_0").iterdir()] == ["fit.lock"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(fold, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"stopped .*go on with --resume"):
+    with pytest.raises(UserError, match=r"fold_0 cannot be a folder: a file is in the way"):
         fit(fold, tiny_config(), tmp_path / "file" / "fold_0", "cpu")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("nnunet_lgesynth.generators.inpaint.train.write_json", full)
+    with pytest.raises(UserError, match=r"stopped .*No space.* go on with --resume"):
+        fit(fold, tiny_config(), tmp_path / "fold_0", "cpu")
 
 
 def test_validation_cases_are_refused(fold):

@@ -93,6 +93,17 @@ def test_everything_nnunet_needs_is_written(source, tmp_path):
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["Dataset115_EMIDEC"]
 
 
+def test_two_stacks_of_one_heart_are_told_where_both_are_there(source, tmp_path):
+    for name in ("Case_P059", "Case_P072"):
+        image, labels = draw(9)
+        save(image, source / name / "Images" / f"{name}.nii.gz")
+        save(labels, contours(source, name))
+    target = CONVERT(source, tmp_path / "raw", 115)
+    assert read_info(target).same_as == {"Case_P072": "Case_P059"}
+    contours(source, "Case_P059").unlink()
+    assert read_info(CONVERT(source, tmp_path / "raw", 115, overwrite=True)).same_as == {}
+
+
 def test_geometry_and_values_are_copied(source, tmp_path):
     target = CONVERT(source, tmp_path / "raw", 115)
     for written, drawn in (("imagesTr/Case_P001_0000", draw(1)[0]),

@@ -127,6 +127,18 @@ def test_an_arm_s_dose_curve_has_what_else_it_was_told():
     assert {"0", "0.25", "1"} <= set(ticks[0]) and {"20", "all"} <= set(ticks[1])
 
 
+def test_a_dose_that_two_arms_share_has_both():
+    """`lgesynth` injects with its own probability of 0.5, `lgesynth:p=0.5` without the cap."""
+    rows = [{"arm": arm, "metric": metric, "value": value if metric == "dice_tp" else None,
+             "low": None, "high": None}
+            for arm, value in (("real", 0.5), ("lgesynth", 0.61), ("lgesynth:p=0.5", 0.42))
+            for metric in ("dice_tp", "no_reflow_dice", "slice_auroc")]
+    with_both = doses(rows)
+    assert with_both != doses([r for r in rows if r["arm"] != "lgesynth"])
+    assert with_both != doses([{**r, "value": r["value"] and 0.55} if r["arm"] == "lgesynth" else r
+                               for r in rows])
+
+
 def test_undefined_numbers_are_dashes_not_errors(tmp_path):
     rows = [r for r in case_rows() if r["case"] == "<p5>" and r["arm"] == "real"]
     comparison = compare(rows, CONTEXT, 30)

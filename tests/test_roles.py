@@ -100,17 +100,26 @@ def test_bad_frames_are_refused(values):
 def test_info_survives_the_disk(tmp_path):
     info = DatasetInfo(Roles(1, 2, 3, 4, 5, (6,), 1),
                        Frame("base_to_apex", (-1.0, 0.0), (0.0, 1.0)),
-                       {"Case_1": (2, 31, 40), "Case_2": (0, 30.5, 41.25)})
+                       {"Case_1": (2, 31, 40), "Case_2": (0, 30.5, 41.25)}, {"Case_2": "Case_1"})
     write_info(tmp_path, info)
     assert read_info(tmp_path) == info
+
+
+def test_a_patient_of_several_stacks_has_the_name_of_the_first():
+    info = DatasetInfo(Roles(1, 2, 3), same_as={"Case_2": "Case_1"})
+    assert [info.patient(f"Case_{k}") for k in (1, 2, 3)] == ["Case_1", "Case_1", "Case_3"]
+    for same_as in ([["Case_2", "Case_1"]], {"Case_2": 1}, {"Case_2": "Case_1", "Case_3": "Case_2"},
+                    {"Case_1": "Case_1"}):
+        with pytest.raises(UserError, match="same_as must map cases to an earlier case"):
+            DatasetInfo(Roles(1, 2, 3), same_as=same_as)
 
 
 def test_a_file_without_landmarks_has_none(tmp_path):
     path = write_info(tmp_path, DatasetInfo(Roles(1, 2, 3)))
     values = json.loads(path.read_text())
-    assert values.pop("landmarks") == {}
+    assert values.pop("landmarks") == values.pop("same_as") == {}
     path.write_text(json.dumps(values))
-    assert read_info(tmp_path).landmarks == {}
+    assert read_info(tmp_path).landmarks == read_info(tmp_path).same_as == {}
 
 
 @pytest.mark.parametrize("landmarks, match", [

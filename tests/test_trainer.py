@@ -37,6 +37,7 @@ from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.pool.engine import Engine
 from nnunet_lgesynth.pool.generator import fit_generator
 from nnunet_lgesynth.pool.store import read_manifest
+from nnunet_lgesynth.processes import alone
 from nnunet_lgesynth.trainer import LGESynthTrainer
 
 DATASET = "Dataset116_EMIDECROI"
@@ -159,6 +160,15 @@ def test_a_full_disk_costs_no_earlier_checkpoint(fold, monkeypatch):
         trainer.save_checkpoint(str(path))
     assert error.value.filename == str(path) and error.value.errno == errno.ENOSPC
     assert path.read_bytes() == before and not list(output(trainer).glob("*.part"))
+
+
+def test_a_training_that_runs_is_not_begun_again(fold):
+    """As by a benchmark whose predecessor was killed and left its training behind."""
+    trainer = trainer_of(fold, "nnUNetTrainerLGEPaint")
+    with alone(output(trainer), "training"), pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == 2 and "ERROR: Another training is writing" in text_log(trainer)
+    assert not (output(trainer) / "lgesynth_pool").exists()
 
 
 def test_on_several_gpus_one_rank_writes_checkpoints(fold):

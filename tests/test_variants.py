@@ -29,6 +29,8 @@ def test_a_name_says_trainer_probability_and_patients():
         "LGESYNTH_PROBABILITY": "1.0", "LGESYNTH_FADE": "0.5"}
     assert canonical("lgesynth:n=020,p=.5") == "lgesynth:p=0.5,n=20"
     assert canonical("nnUNetTrainerLGEReal") == "real" == canonical("real")
+    assert Variant.of("lgesynth:g=roi-cpu-plain").suffix == "_groi-cpu-plain"
+    assert Variant.of("lgesynth:g=roi-cpu-plain").environment == {}
     assert canonical("synthetic-only") == "synthetic-only"
     assert file_name("lgesynth:n=20,p=0.25") == "lgesynth_n=20_p=0.25"
 
@@ -40,6 +42,7 @@ def test_a_name_says_trainer_probability_and_patients():
     ("lgesynth:p=0", "without injection it is real"), ("real:p=0.5", "in an arm that injects"),
     ("real:c=0.5", "in an arm that injects"), ("paint:c=2", r"c must lie in \[0, 1\]"),
     ("paint:f=0", "f above 0"), ("real:f=1", "in an arm that injects"),
+    ("paint:g=roi-cpu", "that an arm draws"), ("lgesynth:g=best", "one of demo, gpu-2d"),
     ("real:n=1", "At least 2|at least 2"), ("lgesynth:p=0.1,p=0.9", "each once")])
 def test_what_says_nothing_is_refused(arm, message):
     with pytest.raises(UserError, match=message):
@@ -65,6 +68,14 @@ def test_an_arm_is_also_compared_with_the_painter_and_with_more_patients(arm, re
     arms = ["real", "real+filter", "real:n=40", "real:n=20", "paint", "paint+filter", "paint:n=20",
             "lgesynth", "lgesynth:n=20"]
     assert further_references(arm, arms) == references
+
+
+def test_an_ablation_is_compared_with_the_arm_that_is_none():
+    arms = ["real", "lgesynth", "lgesynth+filter", "paint", "lgesynth:p=1.0", "paint:p=1.0"]
+    assert further_references("lgesynth:g=roi-cpu-plain", arms) == ["lgesynth", "paint"]
+    assert further_references("lgesynth:g=roi-cpu-plain+filter", arms) == ["lgesynth+filter"]
+    assert further_references("lgesynth:p=1,g=roi-cpu-plain", arms) == [
+        "lgesynth:p=1.0", "paint:p=1.0"]
 
 
 def test_the_inpainter_is_compared_with_the_painter_that_was_told_the_same():

@@ -1,13 +1,14 @@
 """One arm's per-case rows as arrays, ready to be resampled by patient; and its metrics.
 
-Rows: patients. Columns: runs, one a seed (one a fold and seed on external images). A resample is a
-list of patient indices. Metrics are means over patients (`PER_PATIENT`) or belong to a whole run
-(`PER_RUN`): ratios of sums over patients, so that thousands of resamples are a few matrix products
-with the counts c of each patient:
+Rows: patients; of one with several stacks everything is the mean over these. Columns: runs, one a
+seed (one a fold and seed on external images). A resample is a list of patient indices. Metrics are
+means over patients (`PER_PATIENT`) or ratios of sums over patients (`PER_RUN`), each patient's the
+mean over the runs that have it, so that patients with more seeds weigh no more. Thousands of
+resamples are a few matrix products with the counts c of each patient:
 
     AUROC = c' W c / (c'P c'N),  W[i, j] = wins of i's positives over j's negatives
 
-with P and N their numbers (a tie is half a win).
+with P and N their numbers (a tie is half a win), W the mean over the runs that have both patients.
 
     slice_auroc     true slice holds scar (0/1) against predicted slice burden, over the slices in
                     which the truth shows wall
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = ["COUNTS", "PER_PATIENT", "PER_RUN", "STRATIFIED", "UNITS", "Arm", "found_by_most",
-           "mark_small", "nanmean", "run_of"]
+           "mark_small", "nanmean", "patient_of", "run_of"]
 
 COUNTS = ("tn", "fp", "fn", "tp")
 SCARRED_SEGMENT = 0.01           # share of its wall from which a segment counts as scarred
@@ -89,25 +90,29 @@ UNITS = {**dict.fromkeys((*PER_PATIENT, *PER_RUN), "fraction"), "hd95_mm": "mm",
 class Arm:
     """Cells of one arm; n patients, R runs."""
 
-    cases: list
+    cases: list                      # patients
     values: dict[str, np.ndarray]    # metric of PER_PATIENT -> (n, R), NaN where undefined
-    found: np.ndarray                # (n, R) bool as float: scar was found; NaN where not predicted
+    found: np.ndarray                # (n, R): share of stacks in which scar was found, or NaN
     sums: list[dict]                 # per run: what the ratios are made of, see `_sums`
+    pooled: dict                     # the same, mean over each patient's runs
 
     @classmethod
     def of(cls, rows: list[dict]) -> Arm:
         """From per-case rows of one arm and split."""
-        cases, runs = sorted({r["case"] for r in rows}), sorted({run_of(r) for r in rows})
-        values, found = {}, np.full((len(cases), len(runs)), np.nan)
-        cells = [(cases.index(r["case"]), runs.index(run_of(r))) for r in rows]
-        for metric, value in PER_PATIENT.items():
-            values[metric] = np.full(found.shape, np.nan)
+        cases, runs = sorted(set(map(patient_of, rows))), sorted(set(map(run_of, rows)))
+        cells = [(cases.index(patient_of(r)), runs.index(run_of(r))) for r in rows]
+
+        def table(value: Callable[[dict], float | None]) -> np.ndarray:
+            held = np.full((len(cases), len(runs)), None)
             for cell, row in zip(cells, rows):
-                values[metric][cell] = np.nan if (number := value(row)) is None else number
-        for cell, row in zip(cells, rows):
-            found[cell] = row["found_scar"]
-        by_run = [[r for r in rows if run_of(r) == run] for run in runs]
-        return cls(cases, values, found, [_sums(group, cases) for group in by_run])
+                if (number := value(row)) is not None:
+                    held[cell] = [*(held[cell] or ()), number]
+            return np.array([[np.nan if v is None else np.mean(v) for v in line] for line in held])
+
+        sums = [_sums([r for r in rows if run_of(r) == run], cases) for run in runs]
+        return cls(cases, {metric: table(value) for metric, value in PER_PATIENT.items()},
+                   table(lambda row: row["found_scar"]), sums,
+                   {key: nanmean(np.array([s[key] for s in sums]), 0) for key in sums[0]})
 
     def per_patient(self, metric: str) -> np.ndarray:
         """(n,) means over runs; NaN where the metric is undefined for the patient."""
@@ -122,25 +127,31 @@ class Arm:
         """(n,) bool: the truth holds scar, where resamples of a metric must keep their number."""
         if metric not in STRATIFIED:
             return None
-        return np.max([s["patient", "positive"] for s in self.sums], axis=0) > 0
+        return self.pooled["patient", "positive"] > 0
 
     def per_run(self, metric: str, among: np.ndarray | None = None) -> np.ndarray:
-        """(R,) of each run alone, over all patients or those `among` them (n,) bool; NaN where
-        undefined."""
-        use = np.ones(len(self.cases), bool) if among is None else among
+        """(R,) of each run alone, over those patients `among` all (n,) bool whom every run has, or
+        over its own; NaN where undefined."""
         if metric in PER_PATIENT:
-            return nanmean(self.values[metric][use], 0)
-        return np.array([_ratio(metric, use.astype(float), s) for s in self.sums])
+            return nanmean(self.values[metric][slice(None) if among is None else among], 0)
+        return np.array([_ratio(metric, *_of_some(s, ~np.isnan(self.found[:, run])
+                                                  if among is None else among))
+                         for run, s in enumerate(self.sums)])
 
     def counts(self, name: str, of: str = "patient") -> float:
         """tn, fp, fn or tp over patients or slices; of each patient the mean over its runs."""
-        runs = (~np.isnan(self.found)).sum(axis=1)
-        return float((np.sum([s[of, name] for s in self.sums], axis=0) / runs).sum())
+        return float(self.pooled[of, name].sum())
 
     def resampled(self, metric: str, patients: np.ndarray) -> np.ndarray:
-        """A run's metric, mean over runs, for resamples (..., any) of patient indices -> (...)."""
+        """A metric of PER_RUN for resamples (..., any) of patient indices -> (...); NaN where it is
+        undefined, as an AUROC where two patients share no run."""
         counts = (patients[..., None] == np.arange(len(self.cases))).sum(axis=-2).astype(float)
-        return nanmean(np.array([_ratio(metric, counts, s) for s in self.sums]), 0)
+        return _ratio(metric, counts, self.pooled)
+
+
+def patient_of(row: dict):
+    """Whose stack it is; rows of earlier versions have one a patient."""
+    return row.get("patient", row["case"])
 
 
 def run_of(row: dict) -> tuple[int, int]:
@@ -149,7 +160,8 @@ def run_of(row: dict) -> tuple[int, int]:
 
 
 def found_by_most(arm: Arm) -> np.ndarray:
-    """(n,) 1 where more than half of a patient's runs find scar, 0 where less do, NaN else."""
+    """(n,) 1 where more than half of a patient's runs (and stacks) find scar, 0 where less do, NaN
+    else."""
     votes = nanmean(arm.found, 1)
     return np.where(votes == 0.5, np.nan, np.round(votes))
 
@@ -158,9 +170,13 @@ def mark_small(rows: Iterable[dict]) -> list[dict]:
     """The rows with `dice_tp_small`: `dice_tp` of the third of scarred patients with the smallest
     true scars, % of wall; None elsewhere."""
     rows = list(rows)
-    sizes = {r["case"]: r["true_percent"] for r in rows if r["has_scar"] and "true_percent" in r}
-    small = set(sorted(sizes, key=lambda case: (sizes[case], case))[:round(len(sizes) / 3)])
-    return [{**r, "dice_tp_small": r["dice_tp"] if r["case"] in small else None} for r in rows]
+    sizes: dict = {}
+    for r in rows:
+        if r["has_scar"] and "true_percent" in r:
+            sizes.setdefault(patient_of(r), {})[r["case"]] = r["true_percent"]
+    size = {patient: float(np.mean(list(of.values()))) for patient, of in sizes.items()}
+    small = set(sorted(size, key=lambda patient: (size[patient], patient))[:round(len(size) / 3)])
+    return [{**r, "dice_tp_small": r["dice_tp"] if patient_of(r) in small else None} for r in rows]
 
 
 def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -171,9 +187,10 @@ def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _sums(rows: list[dict], cases: list) -> dict:
-    """Per patient, (n, ...): counts of the four outcomes of patients and slices, what their AUROCs
-    are made of, lesions [found, false, missed], and segments by true and predicted class."""
-    at, n = [cases.index(r["case"]) for r in rows], len(cases)
+    """Of one run, per patient (n, ...) the mean over its stacks, NaN where the run lacks it: counts
+    of the four outcomes of patients and slices, what their AUROCs are made of, lesions [found,
+    false, missed], and segments by true and predicted class."""
+    at, n = [cases.index(patient_of(r)) for r in rows], len(cases)
     slices = [(i, truth > 0, predicted) for i, row in zip(at, rows)
               for _, truth, predicted in row["slices"]]
     patients = [(i, r["has_scar"], r.get("predicted_percent", np.nan)) for i, r in zip(at, rows)]
@@ -192,7 +209,17 @@ def _sums(rows: list[dict], cases: list) -> dict:
                                           (False, True, False, True)):
             hit = (positive == truth) & (np.array(found[what], bool) == predicted)
             sums[what, name] = np.bincount(owner[hit].astype(int), minlength=n)
-    return sums
+    stacks = np.bincount(at, minlength=n)
+    share = np.where(stacks > 0, 1 / np.maximum(stacks, 1), np.nan)
+    return {key: value * (np.outer(share, share) if key[-1] == "wins" else
+                          share.reshape(-1, *[1] * (value.ndim - 1)))
+            for key, value in sums.items()}
+
+
+def _of_some(sums: dict, use: np.ndarray) -> tuple[np.ndarray, dict]:
+    """(counts, sums) of those patients alone: what the others lack must not make it undefined."""
+    return np.ones(use.sum()), {key: value[use][:, use] if key[-1] == "wins" else value[use]
+                                for key, value in sums.items()}
 
 
 def _wins(owner: np.ndarray, positive: np.ndarray, score: np.ndarray, n: int) -> dict:

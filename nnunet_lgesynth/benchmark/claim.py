@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.benchmark.collect import Records, read_rows
+from nnunet_lgesynth.benchmark.external import external_info
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
 from nnunet_lgesynth.benchmark.variants import is_tested, reference_of
@@ -23,28 +21,9 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import make_folder, write_json
 
-__all__ = ["FILE", "alone", "claim", "claimed", "made_of", "state", "statements"]
+__all__ = ["FILE", "claim", "claimed", "made_of", "state", "statements"]
 
-FILE, LOCK = "benchmark.json", "benchmark.lock"
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Within this no other benchmark writes into the folder; it would train the same, and two
-    trainings spoil each other's checkpoints."""
-    lock = FileLock(make_folder(out) / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"Another benchmark is writing into {out}; wait until it has ended, or "
-                        "choose another output folder with -o.") from None
-    except (OSError, NotImplementedError) as error:      # some network file systems
-        print(f"{out} cannot be locked ({error}); see to it that no other benchmark writes there.",
-              file=sys.stderr)
-    try:
-        yield
-    finally:
-        lock.release()
+FILE = "benchmark.json"
 
 
 def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
@@ -84,12 +63,15 @@ def statements(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
     """{split: what was asked for, and what the split's patients can show}, from their truth and the
     number of arms alone."""
     fold = next(iter(folds.values()))
-    patients = {"validation": [(f.folder.parent / "gt_segmentations", case)
+    ending = fold.dataset_json["file_ending"]
+    external = external_info(settings.labels, fold) if test else fold.info
+    patients = {"validation": [(f.info.patient(case),
+                                f.folder.parent / "gt_segmentations" / f"{case}{ending}")
                                for f in folds.values() for case in f.val],
-                "external": [(settings.labels, case) for case in test]}
-    found = {split: smallest_effects([folder / f"{case}{fold.dataset_json['file_ending']}"
-                                      for folder, case in paths], fold.info.roles, arms)
-             for split, paths in patients.items() if paths}
+                "external": [(external.patient(case), settings.labels / f"{case}{ending}")
+                             for case in test]}
+    found = {split: smallest_effects(truths, fold.info.roles, arms)
+             for split, truths in patients.items() if truths}
     if settings.ensemble:
         found["ensemble"] = found["external"]
     asked = (f"{', '.join(arms)}, fold {' '.join(map(str, settings.folds))}, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -113,12 +113,21 @@ class Records:
 
     def holds(self, training: Training, cases: Iterable[str], split: str = "validation") -> bool:
         """Whether every case of the split is recorded for this training, and its summary is, which
-        an ensemble has none of."""
-        mine = training.key.items()
-        found = {r["case"] for r in read_rows(self.cases)
-                 if r.get("split") == split and mine <= r.items()}
-        return found >= set(cases) and (training.fold == ENSEMBLE or any(
-            mine <= r.items() for r in read_rows(self.trainings)))
+        an ensemble has none of; where `cases` map to the hashes of their files, of these."""
+        return ({r["case"] for r in self._found(training, split)} >= set(cases)
+                and not self.changed(training, cases, split)
+                and (training.fold == ENSEMBLE or any(
+                    training.key.items() <= r.items() for r in read_rows(self.trainings))))
+
+    def changed(self, training: Training, cases: Iterable[str], split: str) -> set[str]:
+        """The cases that are recorded with other files than they have now."""
+        hashes = cases if isinstance(cases, Mapping) else {}
+        return {r["case"] for r in self._found(training, split)
+                if r["case"] in hashes and r.get("files", hashes[r["case"]]) != hashes[r["case"]]}
+
+    def _found(self, training: Training, split: str) -> list[dict]:
+        return [r for r in read_rows(self.cases)
+                if r.get("split") == split and training.key.items() <= r.items()]
 
     def of(self, recipes: Iterable[tuple[str, Recipe]], folds: Iterable[int]
            ) -> tuple[list[dict], list[dict]]:
@@ -163,7 +172,7 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
                 (filtered, training.arm + FILTERED, training.recipe.filtered,
                  volume_filter(prediction, info.roles))):
             rows.append({"arm": arm, "fold": training.fold, "seed": training.seed, "case": case,
-                         "config_hash": recipe.hash, **about,
+                         "patient": info.patient(case), "config_hash": recipe.hash, **about,
                          **case_metrics(truth, labelled, spacing, info.roles,
                                         anatomy if anatomy.covered.any() else None)})
     return raw + filtered

@@ -1,10 +1,10 @@
 """Statistics over per-case rows: arms, paired differences, and the sentence that sums them up.
 
-The patient is the unit. A patient's metric is averaged over seeds, then over patients; metrics of a
-whole run (AUROC, accuracies) are taken per seed and then averaged. Intervals are 95 %,
-bias-corrected and accelerated (BCa) bootstrap over patients (Efron 1987). A difference uses only
-the patients and seeds both arms have; its p value flips, patient by patient, which arm is which
-(for a mean: the sign of the difference). `<metric>_seed_std` is the standard deviation of the
+The patient is the unit. A patient's metric is averaged over seeds, then over patients; in ratios
+(AUROC, accuracies) it is what a patient puts into them that is averaged over seeds. Intervals are
+95 %, bias-corrected and accelerated (BCa) bootstrap over patients (Efron 1987). A difference uses
+only the patients and seeds both arms have; its p value flips, patient by patient, which arm is
+which (for a mean: the sign of the difference). `<metric>_seed_std` is the standard deviation of the
 per-seed values, kept apart from the interval, which says nothing about seeds; that of the
 differences is `<metric>_diff_seed_std_vs_<reference>`.
 
@@ -34,6 +34,7 @@ from nnunet_lgesynth.benchmark.arms import (
     found_by_most,
     mark_small,
     nanmean,
+    patient_of,
     run_of,
 )
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
@@ -105,8 +106,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
                     arm_rows, by_arm[reference], reference, both, resamples,
                     tests if reference == corrected and is_tested(name) else None)
     rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
-    notes = [f"Not every patient has every seed in {', '.join(uneven)}: AUROCs, accuracies and the "
-             "like weigh patients by their seeds there."] * bool(uneven)
+    notes = [f"Not every patient has every seed in {', '.join(uneven)}: the spread between seeds "
+             "is of those who have."] * bool(uneven)
     return Comparison(rows, patients, [*verdict(rows), *notes])
 
 
@@ -149,7 +150,8 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
             value, n = values.mean() if values.size else np.nan, values.size
             bounds = interval(n, lambda i, v=values: v[i].mean(axis=-1), resamples)
         else:
-            value, n = nanmean(arm.per_run(metric)), len(arm.cases)
+            n = len(arm.cases)
+            value = float(arm.resampled(metric, np.arange(n)))
             bounds = interval(n, lambda i, m=metric: arm.resampled(m, i), resamples,
                               arm.strata(metric))
         rows.append(number_row(about, metric, value, *bounds, n=n))
@@ -183,7 +185,8 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
     None where no test is made."""
     shared = ({(r["case"], run_of(r)) for r in rows}
               & {(r["case"], run_of(r)) for r in reference_rows})
-    both = [{**r, "case": (side, r["case"])} for side, group in enumerate((reference_rows, rows))
+    both = [{**r, "patient": (side, patient_of(r))}
+            for side, group in enumerate((reference_rows, rows))
             for r in group if (r["case"], run_of(r)) in shared]
     if not both:
         return []
@@ -215,7 +218,10 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             found.append(number_row(about, f"{metric}_diff_seed_std_vs_{reference}", spread, n=runs,
                                     unit=UNITS[metric]))
         found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
-    return [*found, *_share_rows(arm, n, reference, about, both),
+    fewest = (~np.isnan(arm.found)).sum(axis=1).min()
+    return [*found, number_row(about, f"fewest_runs_vs_{reference}", fewest, n=n,
+                               unit="seeds of a patient"),
+            *_share_rows(arm, n, reference, about, both),
             *_detection_rows(arm, n, reference, about, both)]
 
 
@@ -241,9 +247,9 @@ def _detection_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[di
 
 
 def _scarred(arm: Arm, n: int, rows: list[dict]) -> np.ndarray:
-    """(n,) bool: the truth holds scar."""
-    told = {r["case"][1]: r["has_scar"] for r in rows}
-    return np.array([told[name] for _, name in arm.cases[:n]], bool)
+    """(n,) bool: the truth holds scar, in any stack."""
+    told = {patient_of(r) for r in rows if r["has_scar"]}
+    return np.array([patient in told for patient in arm.cases[:n]], bool)
 
 
 def _holm_rows(rows: list[dict], filtered: bool) -> list[dict]:

@@ -8,37 +8,71 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_lgesynth.benchmark.collect import read_labels
 from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.dataset.case import Fold, label_values
+from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 from nnunet_lgesynth.discovery import add_to_environment
 
-__all__ = ["external_cases", "predict_external"]
+__all__ = ["external_cases", "external_info", "predict_external"]
 
 GEOMETRY_TOLERANCE = 1e-3      # mm, and of direction cosines; headers are rounded
 
 
-def external_cases(images: Path, labels: Path, ending: str) -> list[str]:
-    """Identifiers of the test cases: every label file, each with its first channel's image, which
-    must lie as the labels do: distances and volumes are measured in the labels' spacing."""
+def external_cases(images: Path, labels: Path, dataset_json: dict) -> dict[str, str]:
+    """{test case: hash of its files}: every label file, each with an image a channel, which must
+    lie as the labels do: distances and volumes are measured in the labels' spacing."""
+    ending, known = dataset_json["file_ending"], label_values(dataset_json, ignore=True)
     cases = sorted(p.name.removesuffix(ending) for p in Path(labels).glob(f"*{ending}"))
     if not cases:
         raise UserError(f"--labels {labels} holds no *{ending}; give the folder of label files.")
-    missing = [c for c in cases if not (Path(images) / f"{c}_0000{ending}").is_file()]
+    files = {c: _images(images, c, dataset_json) for c in cases}
+    missing = [path.name for paths in files.values() for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f"--images {images} lacks {missing[0]}_0000{ending} (and "
-                        f"{len(missing) - 1} more); name images as nnU-Net does.")
-    for case in cases:
-        label, image = Path(labels) / f"{case}{ending}", Path(images) / f"{case}_0000{ending}"
-        for what, one, other in zip(("size", "spacing", "direction"), _lies(label), _lies(image)):
-            if len(one) != len(other) or not np.allclose(one, other, atol=GEOMETRY_TOLERANCE):
-                raise UserError(f"{label} has the {what} {_told(one)}, its image {image} "
-                                f"{_told(other)}; correct the one that is wrong.")
-    return cases
+        raise UserError(f"--images {images} lacks {missing[0]} (and {len(missing) - 1} more); name "
+                        "images as nnU-Net does, a file a channel.")
+    for case, paths in files.items():
+        label = Path(labels) / f"{case}{ending}"
+        for image in paths:
+            for what, one, other in zip(("size", "spacing", "direction"), _lies(label),
+                                        _lies(image)):
+                if len(one) != len(other) or not np.allclose(one, other, atol=GEOMETRY_TOLERANCE):
+                    raise UserError(f"{label} has the {what} {_told(one)}, its image {image} "
+                                    f"{_told(other)}; correct the one that is wrong.")
+        if strange := sorted(set(np.unique(read_labels(label)[0]).tolist()) - known):
+            raise UserError(f"{label} has the values {strange}, which the dataset does not label "
+                            f"({sorted(known)}); give external labels the dataset's values.")
+    return {case: sha256(b"".join(sha256(p.read_bytes()).digest() for p in (
+        Path(labels) / f"{case}{ending}", *paths))).hexdigest()[:12]
+        for case, paths in files.items()}
+
+
+def external_info(labels: Path, fold: Fold) -> DatasetInfo:
+    """How external stacks lie and which are of one patient is told by an `lgesynth.json` beside
+    their labels, else by nothing; the labels mean what the dataset's do."""
+    if not (labels / FILE_NAME).is_file():
+        return DatasetInfo(fold.info.roles)
+    told = read_info(labels)
+    roles = replace(told.roles, lge_channel=fold.info.roles.lge_channel)
+    if roles != fold.info.roles:
+        raise UserError(f"{labels / FILE_NAME} gives the labels another meaning ({roles}) than "
+                        f"the dataset's ({fold.info.roles}); give external labels the dataset's "
+                        "values, and its roles to that file.")
+    return told
+
+
+def _images(images: Path, case: str, dataset_json: dict) -> list[Path]:
+    """A file a channel."""
+    return [Path(images) / f"{case}_{i:04d}{dataset_json['file_ending']}"
+            for i in range(len(dataset_json["channel_names"]))]
 
 
 def _lies(path: Path) -> tuple[tuple[float, ...], ...]:
@@ -56,13 +90,15 @@ def _told(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{v + 0.0:g}" for v in values) + ")"
 
 
-def predict_external(folders: Sequence[Path], images: Path, cases: list[str], out: Path,
-                     ending: str, channels: int, device: str) -> Path:
-    """Predict what is missing in `out` with the final checkpoint of a fold folder, or with the mean
-    of several of one model, as nnU-Net ensembles folds; returns `out`."""
+def predict_external(folders: Sequence[Path], images: Path, cases: Collection[str],
+                     changed: Collection[str], out: Path, dataset_json: dict, device: str) -> Path:
+    """Predict what is missing in `out`, and the cases whose files have `changed`, with the final
+    checkpoint of a fold folder, or with the mean of several of one model, as nnU-Net ensembles
+    folds; returns `out`."""
+    ending = dataset_json["file_ending"]
     trained = max((folder / "checkpoint_final.pth").stat().st_mtime for folder in folders)
     missing = [c for c in cases if not (path := out / f"{c}{ending}").is_file()
-               or path.stat().st_mtime < trained]
+               or path.stat().st_mtime < trained or c in changed]
     if not missing:
         return out
     add_to_environment()      # the trainer class is looked up again
@@ -75,7 +111,7 @@ def predict_external(folders: Sequence[Path], images: Path, cases: list[str], ou
         str(folders[0].parent), use_folds=tuple(f.name.removeprefix("fold_") for f in folders))
     with tempfile.TemporaryDirectory(dir=out) as partial:      # a kill leaves no half prediction
         for case in missing:
-            files = [str(Path(images) / f"{case}_{i:04d}{ending}") for i in range(channels)]
+            files = list(map(str, _images(images, case, dataset_json)))
             predictor.predict_from_files_sequential([files], [str(Path(partial) / case)])
             os.replace(Path(partial) / f"{case}{ending}", out / f"{case}{ending}")
     return out

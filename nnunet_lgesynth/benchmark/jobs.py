@@ -40,11 +40,11 @@ def run_jobs(jobs: Sequence[Job], logs: Path, parallel: int = 1,
     logs.mkdir(parents=True, exist_ok=True)
     running: set[subprocess.Popen] = set()
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
-    for slot in range(max(1, parallel)):
+    for slot in range(parallel):
         slots.put({VISIBLE: gpus[slot % len(gpus)]} if gpus else {})
     with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not jobs) as bar:
         for stage in sorted({job.stage for job in jobs}):
-            with ThreadPoolExecutor(max(1, parallel)) as pool:
+            with ThreadPoolExecutor(parallel) as pool:
                 waiting = [pool.submit(_run_job, j, logs, slots, running)
                            for j in jobs if j.stage == stage]
                 try:

@@ -57,8 +57,8 @@ def case_pictures(trainings: Sequence[Training], folds: dict[int, Fold], patient
         rows = []
         for gain, case in gains if len(gains) <= 2 * EXTREMES else (*gains[:EXTREMES],
                                                                    *gains[-EXTREMES:]):
-            number, fold = next((k, f) for k, f in folds.items() if case in f.val)
-            found = _labelled(case, fold, [
+            number, fold = next(((k, f) for k, f in folds.items() if case in f.val), (None, None))
+            found = fold and _labelled(case, fold, [
                 next((t for t in trainings if (t.arm, t.fold) == (a, number)
                       and t.predictions.is_dir()), None) for a in (reference, arm)])
             if found is not None:

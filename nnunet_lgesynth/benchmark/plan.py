@@ -33,7 +33,7 @@ from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
 from nnunet_lgesynth.pool.generator import judge_of, refuse_leak, refuse_other_settings
-from nnunet_lgesynth.presets import PRESETS, limited, preset_flags
+from nnunet_lgesynth.presets import preset_flags
 
 __all__ = ["Generator", "Job", "check_generators", "check_trainers", "commands", "ensembles",
            "generators", "is_done", "plan", "training_job", "trainings"]
@@ -81,14 +81,13 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
             refuse_leaky_training(training, fold.subset(training.recipe.patients))
         if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
-    waiting = dict.fromkeys((j.training.fold, j.training.arm) for j in jobs if j.stage == 2)
-    for fold, patients in dict.fromkeys((k, Variant.of(arm).patients) for k, arm in waiting):
-        generator = _generator(settings, fold, patients)
+    for generator in dict.fromkeys(_generator(settings, j.training.fold, j.training.arm)
+                                   for j in jobs if j.stage == 2):
         if is_fitted(generator.folder):
             _refuse_lost_judge(settings, generator)
-            judge_of(generator.folder, folds[fold], "cpu")
+            judge_of(generator.folder, folds[generator.fold], "cpu")
         else:
-            jobs += _fit_jobs(settings, generator, folds[fold], {j.name for j in jobs})
+            jobs += _fit_jobs(settings, generator, folds[generator.fold], {j.name for j in jobs})
     return sorted(jobs, key=lambda job: job.stage)
 
 
@@ -132,8 +131,7 @@ def training_job(settings: Settings, training: Training, resume: bool = True) ->
     env = {"nnUNet_results": str(_results(settings, training.seed, variant)),
            "LGESYNTH_SEED": str(training.seed), **variant.environment}
     if needs_generator(trainer):
-        env["LGESYNTH_GENERATOR"] = str(
-            _generator(settings, training.fold, variant.patients).folder)
+        env["LGESYNTH_GENERATOR"] = str(_generator(settings, training.fold, training.arm).folder)
     name = f"{file_name(training.arm)}_fold_{training.fold}_seed_{training.seed}"
     return Job(name, 2 if needs_generator(trainer) else 0, tuple(argv), env, training)
 
@@ -168,15 +166,14 @@ class Generator:
 
 def generators(settings: Settings) -> list[Generator]:
     """Every generator that the arms need, fitted or not."""
-    return [_generator(settings, fold, patients)
-            for patients in dict.fromkeys(v.patients for v in map(Variant.of, settings.arms)
-                                          if needs_generator(v.trainer))
-            for fold in settings.folds]
+    return list(dict.fromkeys(_generator(settings, fold, arm) for arm in settings.arms
+                              if needs_generator(Variant.of(arm).trainer)
+                              for fold in settings.folds))
 
 
-def _generator(settings: Settings, fold: int, patients: int | None) -> Generator:
-    config = limited(PRESETS[settings.preset], patients)
-    return Generator(fold, patients, config, generator_folder(
+def _generator(settings: Settings, fold: int, arm: str) -> Generator:
+    config = settings.generator(arm)
+    return Generator(fold, Variant.of(arm).patients, config, generator_folder(
         nnunet_path("nnUNet_results"), settings.dataset, config.preset, settings.plans,
         settings.planar, fold))
 

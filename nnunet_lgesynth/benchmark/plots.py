@@ -95,19 +95,19 @@ def doses(rows: list[dict]) -> str:
     figures = []
     for label, key in (("injection probability", "probability"),
                        ("real training patients", "patients")):
-        lines: dict[str, dict] = {}              # the arm without its dose -> dose -> arm
+        lines: dict[str, list] = {}          # the arm without its dose -> [(dose, arm)]
         for arm, variant in arms.items():
             dose = getattr(variant, key)
             if key == "probability" and dose is None:
                 dose = InjectionConfig().probability
-            lines.setdefault(replace(variant, **{key: None}).name, {})[dose] = arm
+            lines.setdefault(replace(variant, **{key: None}).name, []).append((dose, arm))
         if key == "probability":                 # all that these arms tell of 0 is their reference
-            lines = {name: {0.0: reference_of(name), **points} if reference_of(name) in arms
-                     else points for name, points in lines.items() if is_tested(name)}
+            lines = {name: [*[(0.0, reference_of(name))] * (reference_of(name) in arms), *points]
+                     for name, points in lines.items() if is_tested(name)}
         lines = {name: points for name, points in lines.items() if any(
-            getattr(arms[arm], key) is not None for arm in points.values())}
+            getattr(arms[arm], key) is not None for _, arm in points)}
         for metric in PRIMARY if lines else ():
-            shown = {name: [(dose, found[arm, metric]) for dose, arm in points.items()
+            shown = {name: [(dose, found[arm, metric]) for dose, arm in points
                             if found[arm, metric]["value"] is not None]
                      for name, points in lines.items()}
             if not any(shown.values()):

@@ -15,14 +15,14 @@ from nnunet_lgesynth.dataset.roles import Roles
 __all__ = ["smallest_effects"]
 
 
-def smallest_effects(truths: Sequence[Path], roles: Roles, arms: Sequence[str]) -> str:
-    """One sentence: the patients of these label files, and the smallest mean differences that so
-    many can show, in standard deviations of the patients' differences."""
-    labels = [read_labels(path)[0] for path in truths]
-    scarred = sum(bool(np.isin(found, roles.scars).any()) for found in labels)
-    holding = 0 if roles.no_reflow is None else sum(bool((f == roles.no_reflow).any())
-                                                    for f in labels)
-    counted = f"{len(labels)} patients, {scarred} with scar, {holding} with no-reflow; "
+def smallest_effects(truths: Sequence[tuple[str, Path]], roles: Roles, arms: Sequence[str]) -> str:
+    """One sentence: the patients of these (patient, label file), and the smallest mean differences
+    that so many can show, in standard deviations of the patients' differences."""
+    labels = [(patient, read_labels(path)[0]) for patient, path in truths]
+    scarred = len({patient for patient, found in labels if np.isin(found, roles.scars).any()})
+    holding = 0 if roles.no_reflow is None else len(
+        {patient for patient, found in labels if (found == roles.no_reflow).any()})
+    counted = f"{len(dict(labels))} patients, {scarred} with scar, {holding} with no-reflow; "
     defined = {metric: n for metric, n in (("dice_tp", scarred), ("no_reflow_dice", holding)) if n}
     tests = tests_of(arms, len(defined) + 1)                  # one is slice AUROC's
     if not tests:

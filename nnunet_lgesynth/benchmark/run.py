@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audits import audit_generators
-from nnunet_lgesynth.benchmark.claim import FILE, alone, claim, claimed, made_of, state, statements
+from nnunet_lgesynth.benchmark.claim import FILE, claim, claimed, made_of, state, statements
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
     Records,
@@ -38,7 +38,7 @@ from nnunet_lgesynth.benchmark.compare import (
     mixed_generators,
     training_rows,
 )
-from nnunet_lgesynth.benchmark.external import external_cases, predict_external
+from nnunet_lgesynth.benchmark.external import external_cases, external_info, predict_external
 from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.leakage import (
     refuse_known_images,
@@ -61,9 +61,8 @@ from nnunet_lgesynth.benchmark.settings import Settings, injects
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
-from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 from nnunet_lgesynth.files import write_json
-from nnunet_lgesynth.processes import sigterm_as_exit
+from nnunet_lgesynth.processes import alone, sigterm_as_exit
 
 __all__ = ["benchmark"]
 
@@ -92,6 +91,8 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     Returns {"verdict", "sentences", "rows", "report", "results", "cases"}: the headline, all
     sentences, number rows, and the paths of the files written.
     """
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {jobs}.")
     opened = {fold: Fold.open(dataset_id, configuration, fold, plans) for fold in folds}
     first = next(iter(opened.values()), None)
     settings = Settings(
@@ -112,11 +113,11 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         for split, said in statements(settings, opened, test, settings.arms).items():
             print(f"{split}, {said}", file=sys.stderr)              # not among the commands
         return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
-    with sigterm_as_exit(), alone(settings.out):
+    with sigterm_as_exit(), alone(settings.out, "benchmark"):
         return _run(settings, opened, test, jobs)
 
 
-def _run(settings: Settings, folds: dict[int, Fold], test: list[str], parallel: int) -> dict:
+def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], parallel: int) -> dict:
     """Run what is missing, then collect, compare and write; see `benchmark`."""
     claim(settings, folds)
     records = Records.below(settings.out, settings.dataset)
@@ -153,12 +154,17 @@ def _refuse_overlap(folds: dict[int, Fold]) -> None:
     """A patient is scored once a seed, by the one network that did not train on it."""
     of: dict[str, int] = {}
     for number, fold in folds.items():
+        trained = set(map(fold.info.patient, fold.train))
         for case in fold.val:
-            if case in of:
-                raise UserError(f"Folds {of[case]} and {number} both validate on {case}, and a "
-                                "patient must count once; name folds in --folds that share no "
+            if (patient := fold.info.patient(case)) in trained:
+                raise UserError(f"Fold {number} validates on {case} and trains on another stack of "
+                                f"the same patient, {patient} (same_as in lgesynth.json); put both "
+                                "on one side in splits_final.json.")
+        for patient in map(fold.info.patient, fold.val):
+            if of.setdefault(patient, number) != number:
+                raise UserError(f"Folds {of[patient]} and {number} both validate on {patient}, and "
+                                "a patient must count once; name folds in --folds that share no "
                                 "validation case.")
-            of[case] = number
 
 
 def _recorded(settings: Settings, records: Records) -> list[str]:
@@ -177,11 +183,12 @@ def _recorded(settings: Settings, records: Records) -> list[str]:
     return further
 
 
-def _external(settings: Settings, folds: dict[int, Fold]) -> list[str]:
+def _external(settings: Settings, folds: dict[int, Fold]) -> dict[str, str]:
     if not settings.images:
-        return []
-    ending = next(iter(folds.values())).dataset_json["file_ending"]
-    test = external_cases(settings.images, settings.labels, ending)
+        return {}
+    fold = next(iter(folds.values()))
+    external_info(settings.labels, fold)             # refuses other meanings
+    test = external_cases(settings.images, settings.labels, fold.dataset_json)
     refuse_known_images(settings.images, test, folds)
     return test
 
@@ -205,29 +212,23 @@ def _record(records: Records, training: Training, fold: Fold) -> None:
 
 
 def _record_external(settings: Settings, folds: dict[int, Fold], records: Records,
-                     test: list[str]) -> None:
+                     test: dict[str, str]) -> None:
     """Predict and score the external images with each fold, and where asked with all together."""
     groups = [([t], t, f"fold_{t.fold}", "external") for t in trainings(settings)]
     groups += [(members, together, "folds_" + "+".join(map(str, together.recipe.ensemble)),
                 "ensemble") for members, together in ensembles(settings)]
     fold = next(iter(folds.values()))
-    ending, info = fold.dataset_json["file_ending"], _external_info(settings, fold)
+    ending, info = fold.dataset_json["file_ending"], external_info(settings.labels, fold)
     for members, training, name, split in groups:
         if records.holds(training, test, split) or not all(
                 is_done(t.folder, folds[t.fold]) for t in members):
             continue                       # recorded, or the plan would have trained it
         out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm) / name)
-        predict_external([t.folder for t in members], settings.images, test, out, ending,
-                         len(fold.dataset_json["channel_names"]), settings.device)
-        records.add(collect_cases(training, out, settings.labels, test, info, ending, split,
-                                  _ignored(fold)))
-
-
-def _external_info(settings: Settings, fold: Fold) -> DatasetInfo:
-    """How external stacks lie is told by an lgesynth.json beside their labels; else by nothing."""
-    if (settings.labels / FILE_NAME).is_file():
-        return read_info(settings.labels)
-    return DatasetInfo(fold.info.roles)
+        predict_external([t.folder for t in members], settings.images, test,
+                         records.changed(training, test, split), out, fold.dataset_json,
+                         settings.device)
+        records.add({**row, "files": test[row["case"]]} for row in collect_cases(
+            training, out, settings.labels, test, info, ending, split, _ignored(fold)))
 
 
 def _ignored(fold: Fold) -> int | None:

@@ -64,7 +64,7 @@ class Settings:
     def generator(self, arm: str) -> FitConfig | None:
         """The settings of the generator that an arm draws from, None where it needs none."""
         variant = Variant.of(arm)
-        return limited(PRESETS[self.preset], variant.patients) \
+        return limited(PRESETS[variant.preset or self.preset], variant.patients) \
             if needs_generator(variant.trainer) else None
 
     def waits(self, variant: Variant) -> int | None:

@@ -6,6 +6,7 @@
     NAME:p=0.25,f=0.5,c=0.7,n=20    injects with probability 0.25, which falls to 0 over the last
                                 half of the training, asks for a no-reflow core in 70 % of scars,
                                 trains on 20 of the fold's patients
+    lgesynth:g=roi-cpu-plain    draws from a generator of this preset, an ablation
     ...+filter                  the same predictions after the volume filter
 """
 
@@ -18,6 +19,7 @@ from math import inf
 
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.presets import PRESETS
 
 __all__ = ["REFERENCE", "TRAINERS", "Variant", "canonical", "file_name", "further_references",
            "is_tested", "reference_of"]
@@ -28,11 +30,11 @@ TRAINERS = {REFERENCE: "nnUNetTrainerLGEReal", "paint": "nnUNetTrainerLGEPaint",
 ALIASES = {"synthetic-only": "lgesynth:p=1"}
 
 
-# letter in an arm's name -> field, type, variable of its trainings
+# letter in an arm's name -> field, type, variable of its trainings, which g has none of
 KEYS = {"p": ("probability", float, "LGESYNTH_PROBABILITY"),
         "f": ("fade", float, "LGESYNTH_FADE"),
         "c": ("no_reflow_share", float, "LGESYNTH_NO_REFLOW_SHARE"),
-        "n": ("patients", int, "LGESYNTH_PATIENTS")}
+        "n": ("patients", int, "LGESYNTH_PATIENTS"), "g": ("preset", str, None)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Variant:
     fade: float | None = None
     no_reflow_share: float | None = None
     patients: int | None = None
+    preset: str | None = None
 
     @classmethod
     def of(cls, arm: str) -> Variant:
@@ -63,8 +66,8 @@ class Variant:
                     raise ValueError
                 found[field] = kind(value)
             except (KeyError, ValueError):
-                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY, f=SHARE, c=SHARE "
-                                "nor n=PATIENTS, each once; write for example "
+                raise UserError(f"Arm {arm!r}: {part!r} is neither p=PROBABILITY, f=SHARE, "
+                                "c=SHARE, n=PATIENTS nor g=PRESET, each once; write for example "
                                 "lgesynth:p=0.25,n=20.") from None
         if (trainer == TRAINERS[REFERENCE] and set(found) - {"patients"}) \
                 or not 0 < found.get("probability", 1) <= 1:
@@ -74,6 +77,10 @@ class Variant:
                 or not 0 < found.get("fade", 1) <= 1):
             raise UserError(f"Arm {arm!r}: c must lie in [0, 1], f above 0 and at most at 1, and "
                             "at least 2 patients are needed.")
+        if "preset" in found and (not trainer.startswith(TRAINERS["lgesynth"])
+                                  or found["preset"] not in PRESETS):
+            raise UserError(f"Arm {arm!r}: g is the preset of the inpainter that an arm draws "
+                            f"from, one of {', '.join(sorted(PRESETS))}.")
         return cls(trainer, **found)
 
     @property
@@ -96,7 +103,7 @@ class Variant:
     @property
     def environment(self) -> dict[str, str]:
         """Of its trainings."""
-        return {KEYS[key][2]: value for key, value in self._told.items()}
+        return {KEYS[key][2]: value for key, value in self._told.items() if KEYS[key][2]}
 
 
 PAINT = Variant(TRAINERS["paint"])
@@ -113,20 +120,22 @@ def reference_of(arm: str) -> str:
 
 
 def further_references(arm: str, arms: Iterable[str]) -> list[str]:
-    """Those of `arms` that `arm` is compared with beside its reference, which decides nothing: the
-    painter told the same, or else `paint` with as many patients, and `real` with the next larger
-    number of them."""
+    """Those of `arms` that `arm` is compared with beside its reference, which decides nothing: of
+    an ablation the arm that is none; the painter told the same, or else `paint` with as many
+    patients; and `real` with the next larger number of them."""
     if not is_tested(arm):
         return []
     filtered, arms = arm.endswith(FILTERED), set(arms)
     variant = Variant.of(arm.removesuffix(FILTERED))
+    whole = [replace(variant, preset=None).name + FILTERED * filtered] * bool(variant.preset)
     painters = [painter.name + FILTERED * filtered for painter in (
-        replace(variant, trainer=PAINT.trainer), replace(PAINT, patients=variant.patients))
-        if variant.trainer != PAINT.trainer]
+        replace(variant, trainer=PAINT.trainer, preset=None),
+        replace(PAINT, patients=variant.patients)) if variant.trainer != PAINT.trainer]
     real = {Variant.of(a.removesuffix(FILTERED)).patients or inf: a for a in arms
             if not is_tested(a) and a.endswith(FILTERED) == filtered}
     more = sorted(patients for patients in real if patients > (variant.patients or inf))
-    return [p for p in painters if p in arms][:1] + [real[patients] for patients in more[:1]]
+    return [*(a for a in whole if a in arms), *[p for p in painters if p in arms][:1],
+            *(real[patients] for patients in more[:1])]
 
 
 def canonical(arm: str) -> str:

@@ -51,16 +51,23 @@ def verdict(rows: list[dict]) -> list[str]:
         return [f"No comparison: it needs '{REFERENCE}', trained on as many patients, and another "
                 "arm, both scored on the same patients with the same seeds.", *sentences]
     tested = ", ".join(name for metric, name in PRIMARY.items() if metric in compared)
-    one_seed = min(len(r["seeds"]) for r in rows) < 2
+    lone = [arm for arm in arms if is_tested(arm) and _fewest_runs(found, arm) == 1]
     headline = _proven(found, arms)
-    if headline and one_seed:
-        headline += " One seed: these networks differ, other random numbers alone may do as much."
+    if shown := [arm for arm in lone if headline and _proven(found, [arm])]:
+        headline += (f" One seed of {', '.join(shown)}: these networks differ, other random "
+                     "numbers alone may do as much.")
     headline = headline or f"No evidence: no difference from {REFERENCE} is shown in {tested}."
     if filtered := _proven(found, [arm + FILTERED for arm in arms]):
         sentences.append(f"After the volume filter, corrected among filtered arms: {filtered}")
-    if one_seed:
-        sentences.append("One seed: the spread between seeds is not known.")
+    if lone:
+        sentences.append(f"One seed of {', '.join(lone)}, in some patients at least: what other "
+                         "seeds would give is not known.")
     return [headline, *sentences]
+
+
+def _fewest_runs(found: dict, arm: str) -> float | None:
+    """Of a patient in whom an arm is compared with its reference; None where it is not."""
+    return found.get((arm, f"fewest_runs_vs_{reference_of(arm)}"), {}).get("value")
 
 
 def _proven(found: dict, arms: Iterable[str]) -> str:

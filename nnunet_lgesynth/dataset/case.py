@@ -296,11 +296,15 @@ def _info(dataset: str, preprocessed: Path) -> DatasetInfo:
     return read_info(preprocessed)    # clusters often hold the preprocessed folder alone
 
 
+def label_values(dataset_json: dict, ignore: bool = False) -> set[int]:
+    """The values that `dataset.json` labels, of regions too, with or without the ignore label's."""
+    return {int(v) for label, value in dataset_json["labels"].items() if ignore or label != "ignore"
+            for v in (value if isinstance(value, (list, tuple)) else [value])}
+
+
 def check_roles(info: DatasetInfo, dataset_json: dict, dataset: str) -> None:
     """Roles and channel must be ones that `dataset.json` has."""
-    known = {int(v) for label, value in dataset_json["labels"].items() if label != "ignore"
-             for v in (value if isinstance(value, (list, tuple)) else [value])}
-    roles = info.roles
+    known, roles = label_values(dataset_json), info.roles
     unknown = sorted({roles.cavity, *roles.wall, *({roles.rv} - {None})} - known)
     channels = dataset_json.get("channel_names", dataset_json.get("modality"))
     if unknown or str(roles.lge_channel) not in channels:

@@ -13,7 +13,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -82,10 +82,11 @@ def write_raw_dataset(raw: str | Path, name: str, cases: Sequence[SourceCase], *
             "overwrite_image_reader_writer": "SimpleITKIO",
             "reference": reference, "licence": licence,
             "converted_by": "nnunet-lgesynth"})
+        same_as = {c.identifier: c.same_as for c in labelled
+                   if c.same_as in {c.identifier for c in labelled}}
         write_json(partial / "splits_final.json", make_splits(
-            [c.identifier for c in labelled], [c.stratum for c in labelled],
-            {c.identifier: c.same_as for c in labelled if c.same_as is not None}))
-        write_info(partial, info)
+            [c.identifier for c in labelled], [c.stratum for c in labelled], same_as))
+        write_info(partial, replace(info, same_as=same_as))
         swap_in(partial, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error}); free some space or choose "

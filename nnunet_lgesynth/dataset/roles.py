@@ -87,12 +87,14 @@ class DatasetInfo:
     """All that `lgesynth.json` holds.
 
     `landmarks` are marked anterior RV insertions: case -> (slice, row, column) voxel of the raw
-    file, any slice that shows the LV.
+    file, any slice that shows the LV. `same_as` maps a case to an earlier one of the same patient,
+    who counts once in statistics.
     """
 
     roles: Roles
     frame: Frame = field(default_factory=Frame)
     landmarks: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    same_as: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.landmarks, dict):
@@ -104,6 +106,14 @@ class DatasetInfo:
                 raise UserError(f"The landmark of {case} must be (slice, row, column), not "
                                 f"{voxel}.")
         object.__setattr__(self, "landmarks", {c: tuple(v) for c, v in self.landmarks.items()})
+        if not isinstance(self.same_as, dict) or not all(
+                isinstance(c, str) and c not in self.same_as for c in self.same_as.values()):
+            raise UserError("same_as must map cases to an earlier case of their patient, which it "
+                            f"does not map itself, not be {self.same_as!r}.")
+
+    def patient(self, case: str) -> str:
+        """The case that stands for a case's patient."""
+        return self.same_as.get(case, case)
 
 
 def write_info(folder: str | Path, info: DatasetInfo) -> Path:
@@ -122,7 +132,7 @@ def read_info(folder: str | Path) -> DatasetInfo:
     try:
         values = json.loads(path.read_text())
         return DatasetInfo(Roles(**values["roles"]), Frame(**values["frame"]),
-                           values.get("landmarks", {}))
+                           values.get("landmarks", {}), values.get("same_as", {}))
     except (KeyError, TypeError, ValueError) as error:       # also what Roles and Frame refuse
         raise UserError(f"{path} is not readable ({error}); write it anew with: "
                         "lgesynth roles -d DATASET_ID") from error

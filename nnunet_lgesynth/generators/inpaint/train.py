@@ -21,6 +21,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -61,6 +62,7 @@ from nnunet_lgesynth.generators.inpaint.tune import RewardObjective
 from nnunet_lgesynth.generators.subject import measure_prior, read_subjects
 from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.precision import half_precision
+from nnunet_lgesynth.processes import alone
 
 __all__ = ["accelerator_on", "check", "fit", "leave", "objective_of"]
 
@@ -104,8 +106,10 @@ def fit(fold: Fold, config: FitConfig, folder: str | Path, device: str | torch.d
     refuse_existing(folder, resume)
     if reward is not None:
         reward.check_fold(fold)
+    first = os.environ.get("RANK", "0") == "0"             # of those that accelerate starts
     try:
-        return _fit(fold, config, folder, torch.device(device), reward, start, progress)
+        with alone(folder, "fit") if first else nullcontext():
+            return _fit(fold, config, folder, torch.device(device), reward, start, progress)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The fit in {folder} stopped ({error}); if the disk is full or not "
                         "writable, mend that and go on with --resume.") from error
