@@ -24,7 +24,7 @@ def alone(folder: str | Path, what: str) -> Iterator[None]:
     two would spoil each other's checkpoints. It lasts as long as this process, however that ends:
     forked workers, which may outlive a killed training, do not hold the folder. A benchmark that
     is killed leaves its trainings behind, which hold their own."""
-    lock = FileLock(make_folder(folder) / f"{what}.lock")
+    lock = FileLock(make_folder(folder) / f"{what}.lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
         _held.append(lock)
