@@ -20,6 +20,7 @@ from nnunet_lgesynth.benchmark.compare import compare, training_rows
 from nnunet_lgesynth.benchmark.markdown import by_arm, markdown_differences, markdown_table
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.benchmark.verdict import PRIMARY, proven, verdict
+from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.files import write_json
 
 __all__ = ["ARMS", "GOALS", "RESULTS", "goals", "numbers", "settings", "tables"]
@@ -68,6 +69,10 @@ def numbers(told: Settings, results: Path = RESULTS) -> list[dict]:
     """Number rows of all that is recorded with these settings."""
     cases, summaries = Records.below(results, told.dataset).of(
         [(arm, told.recipe(arm)) for arm in told.arms], told.folds)
+    missing = sorted({f"{arm} on fold {fold}" for arm in told.arms for fold in told.folds}
+                     - {f"{r['arm']} on fold {r['fold']}" for r in cases})
+    if missing:
+        raise UserError(f"Not recorded: {', '.join(missing)}; name other --folds.")
     cases.sort(key=lambda r: told.arms.index(r["arm"].removesuffix(FILTERED)))
     folds = f"fold{'s' * (len(told.folds) > 1)} {'+'.join(map(str, told.folds))}"
     context = {"benchmark": "arms", "dataset": told.dataset, "split": f"validation, {folds}",

@@ -22,12 +22,11 @@ __all__ = ["alone", "sigterm_as_exit"]
 def alone(folder: str | Path, what: str) -> Iterator[None]:
     """Within this no other `what` (benchmark, training, fit) of the plugin writes into the folder:
     two would spoil each other's checkpoints. It lasts as long as this process, however that ends:
-    forked workers, which may outlive a killed training, do not hold the folder. A benchmark that
-    is killed leaves its trainings behind, which hold their own."""
-    lock = FileLock(make_folder(folder) / f"{what}.lock", thread_local=False)
+    forked workers, which may outlive a killed training, let go of it (filelock 4 does so). A
+    benchmark that is killed leaves its trainings behind, which hold their own folders."""
+    lock = FileLock(make_folder(folder) / f"{what}.lock")
     try:
         lock.acquire(timeout=0)
-        _held.append(lock)
     except Timeout:
         raise UserError(f"Another {what} is writing into {folder}; wait until it has ended, or end "
                         "it, or choose another folder.") from None
@@ -37,24 +36,7 @@ def alone(folder: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _held[:] = [other for other in _held if other is not lock]
         lock.release()
-
-
-_held: list[FileLock] = []
-
-
-def _let_go() -> None:
-    """In a forked child: close its copies, which keeps the parent's locks."""
-    for lock in _held:
-        if (number := lock._context.lock_file_fd) is not None:
-            os.close(number)
-            lock._context.lock_file_fd = None
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager

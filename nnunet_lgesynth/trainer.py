@@ -94,13 +94,19 @@ class LGESynthTrainer(nnUNetTrainer):
         return self.generator is not None and self.injection.probability > 0
 
     def run_training(self):
-        first = self.local_rank == 0
         try:
-            with sigterm_as_exit(), self._in_one_sentence(), \
-                    alone(self.output_folder, "training") if first else nullcontext():
+            with sigterm_as_exit(), self._in_one_sentence(), self._alone():
                 super().run_training()
         finally:
             self._stop_synthesis()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        with self._in_one_sentence(), self._alone():
+            super().perform_actual_validation(save_probabilities)
+
+    def _alone(self):
+        """One training, or validation of one, writes into the folder: its first rank answers."""
+        return alone(self.output_folder, "training") if self.local_rank == 0 else nullcontext()
 
     def _stop_synthesis(self) -> None:
         if self.engine is not None:

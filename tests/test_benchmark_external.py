@@ -12,7 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from toy_benchmark import NAME, ROLES, finish, fold_folder, go, heart, write_image, write_network
 
-from nnunet_lgesynth.benchmark.collect import read_rows
+from nnunet_lgesynth.benchmark.collect import collect_cases, read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 
@@ -144,6 +144,46 @@ def test_what_was_corrected_since_is_scored_again(workspace, external):
     assert row() == row()
 
 
+def test_arms_are_compared_on_the_same_files_alone(workspace, external):
+    finish(workspace, "paint", 2, 0.4)
+    write_network(fold_folder(workspace, "paint"))
+    both = {"images": workspace / "images", "labels": workspace / "labels"}
+    go(workspace, **both)
+    write_image(workspace / "labels" / "e0.nii.gz", heart(3))
+
+    def compared(outcome) -> set:
+        return {r["split"] for r in outcome["rows"]
+                if (r["arm"], r["metric"]) == ("paint", "dice_tp_diff_vs_real")}
+    alone = external()
+    assert compared(alone) == {"validation, fold 0"}
+    assert any("Left out, scored before external files were changed: e0 by paint, fold 0, seed 0" in
+               said for said in alone["sentences"])
+    again = go(workspace, **both)
+    assert compared(again) == {"validation, fold 0", "external, fold 0"}
+    assert not any("Left out" in said for said in again["sentences"])
+    shutil.rmtree(fold_folder(workspace, "paint"))
+    write_image(workspace / "labels" / "e0.nii.gz", heart(6))
+    assert go(workspace, plan_only=True, **both)["plan"] == []       # nothing is trained for that
+    assert any("Left out" in said for said in go(workspace, **both)["sentences"])
+
+
+def test_a_prediction_that_was_not_recorded_is_of_the_image_that_it_saw(workspace, external,
+                                                                       monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nnunet_lgesynth.benchmark.run.collect_cases", lambda *a, **k: (
+            killed() if "external" in a else collect_cases(*a, **k)))
+        external()
+    write_image(workspace / "images" / "e0_0000.nii.gz",
+                np.random.default_rng(2).normal(size=(3, 16, 16)).astype(np.float32))
+    os.utime(workspace / "images" / "e0_0000.nii.gz", (1, 1))
+    first = read_rows(external()["cases"])
+    shutil.rmtree(workspace / "out" / "seed_0" / "external")
+    (workspace / "out" / f"cases_{NAME}.jsonl").unlink()
+    assert read_rows(external()["cases"]) == first
+
+
 def test_stacks_of_one_patient_count_once(workspace, external):
     for kind, name in (("images", "e{}_0000.nii.gz"), ("labels", "e{}.nii.gz")):
         shutil.copy(workspace / kind / name.format(0), workspace / kind / name.format(1))
@@ -151,6 +191,7 @@ def test_stacks_of_one_patient_count_once(workspace, external):
     outcome = external()
     told = {(r["split"], r["metric"]): r["n"] for r in outcome["rows"] if r["arm"] == "real"}
     assert told["external, fold 0", "dice"] == 1
+    assert all(r["patient"] == "e0" for r in read_rows(outcome["cases"]) if r["case"] == "e1")
     assert "1 patients, 1 with scar" in json.loads(
         (workspace / "out" / "benchmark.json").read_text())["before"]["external"][0]
 

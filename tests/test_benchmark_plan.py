@@ -60,6 +60,8 @@ def test_an_ablation_of_the_generator_is_an_arm_with_a_fit_of_its_own(workspace)
         assert env["LGESYNTH_GENERATOR"] == str(generator_folder(
             workspace / "nnUNet_results", NAME, preset, "nnUNetPlans", "2d", 0))
     assert len({env["nnUNet_results"] for env, _ in jobs[3:]}) == 2
+    with pytest.raises(UserError, match="names one twice, since --preset is demo"):
+        go(workspace, ["lgesynth", "lgesynth:g=demo"], plan_only=True)
     with pytest.raises(UserError, match="--jobs must be at least 1, not 0"):
         go(workspace, ["real"], plan_only=True, jobs=0)
 

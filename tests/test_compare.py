@@ -220,6 +220,13 @@ def test_a_gain_of_one_seed_is_one_of_these_networks():
     assert two[0].startswith("Helps: paint") and "One seed" not in " ".join(two)
 
 
+def test_an_external_image_seen_by_several_folds_has_one_seed():
+    rows = [{**r, "split": "external", "fold": fold} for r in cohort(0.2) for fold in range(3)]
+    found = compare(rows, CONTEXT, 200)
+    assert number(found, "paint", "fewest_seeds_vs_real")["value"] == 1
+    assert "One seed of paint: these networks" in found.verdict[0]
+
+
 def test_who_has_one_seed_is_told_arm_by_arm_and_by_the_patient_who_has_fewest():
     rows = [r for r in cohort(0.2, seeds=(0, 1)) if (r["arm"], r["seed"]) != ("paint", 1)]
     rows += [{**r, "arm": "lgesynth"} for r in cohort(0.2, seeds=(0, 1)) if r["arm"] == "paint"]
@@ -272,6 +279,14 @@ def test_stacks_of_one_patient_count_as_one_patient(many):
         same = alone[row["arm"], row["metric"]]
         for name in ("value", "low", "high", "n"):
             assert row[name] == pytest.approx(same[name], abs=1e-9), (row["metric"], name)
+
+
+def test_arms_that_tell_other_patients_of_a_stack_are_refused():
+    rows = cohort(0.1)
+    told = [{**r, "patient": "p0"} if r["arm"] == "paint" and r["case"] == "p1" else r
+            for r in rows]
+    with pytest.raises(UserError, match=r"p1 is of p1 in one row and of p0 in another"):
+        compare(told, CONTEXT, 50)
 
 
 def test_what_the_filter_alone_shows_is_told_below_the_headline():

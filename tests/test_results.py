@@ -99,6 +99,9 @@ def test_the_readme_shows_the_tables_of_the_committed_numbers():
     assert emidec_benchmark.tables(rows) in text
     assert f"**{verdict(rows)[0]}**" in text
     docs = (RESULTS.parents[1] / "docs" / "benchmark.md").read_text()
+    folds = " ".join(map(str, frozen().folds))
+    assert f"python -m benchmarks.emidec --folds {folds}`" in " ".join(text.split())
+    assert f"--folds {folds} --preset" in text
     for flag in ("--arms real paint:p=1,f=1,c=1 lgesynth:p=1,f=1,c=1", "--preset roi-cpu",
                  "--epochs 30 --iterations 50 --warm-up 64 --half"):
         assert flag in docs and flag in text

@@ -169,6 +169,8 @@ def test_a_training_that_runs_is_not_begun_again(fold):
         trainer.run_training()
     assert stopped.value.code == 2 and "ERROR: Another training is writing" in text_log(trainer)
     assert not (output(trainer) / "lgesynth_pool").exists()
+    with alone(output(trainer), "training"), pytest.raises(SystemExit):
+        trainer.perform_actual_validation()
 
 
 def test_on_several_gpus_one_rank_writes_checkpoints(fold):

@@ -76,6 +76,8 @@ def test_an_ablation_is_compared_with_the_arm_that_is_none():
     assert further_references("lgesynth:g=roi-cpu-plain+filter", arms) == ["lgesynth+filter"]
     assert further_references("lgesynth:p=1,g=roi-cpu-plain", arms) == [
         "lgesynth:p=1.0", "paint:p=1.0"]
+    assert further_references("lgesynth:p=1,g=roi-cpu-plain", ["synthetic-only"]) == [
+        "synthetic-only"]
 
 
 def test_the_inpainter_is_compared_with_the_painter_that_was_told_the_same():

@@ -113,17 +113,16 @@ class Records:
 
     def holds(self, training: Training, cases: Iterable[str], split: str = "validation") -> bool:
         """Whether every case of the split is recorded for this training, and its summary is, which
-        an ensemble has none of; where `cases` map to the hashes of their files, of these."""
+        an ensemble has none of."""
         return ({r["case"] for r in self._found(training, split)} >= set(cases)
-                and not self.changed(training, cases, split)
                 and (training.fold == ENSEMBLE or any(
                     training.key.items() <= r.items() for r in read_rows(self.trainings))))
 
-    def changed(self, training: Training, cases: Iterable[str], split: str) -> set[str]:
-        """The cases that are recorded with other files than they have now."""
-        hashes = cases if isinstance(cases, Mapping) else {}
-        return {r["case"] for r in self._found(training, split)
-                if r["case"] in hashes and r.get("files", hashes[r["case"]]) != hashes[r["case"]]}
+    def changed(self, training: Training, files: Mapping[str, str], split: str) -> list[str]:
+        """The cases that are recorded with other files than they have now, {case: hash}, or
+        without word of them."""
+        return sorted({r["case"] for r in self._found(training, split)
+                       if r.get("files") != files.get(r["case"])})
 
     def _found(self, training: Training, split: str) -> list[dict]:
         return [r for r in read_rows(self.cases)

@@ -85,6 +85,7 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
         by_arm.setdefault(row["arm"], []).append(row)
     if not by_arm:
         raise UserError("There are no per-case rows to compare; name a finished fold and seed.")
+    _refuse_two_patients(row for found in by_arm.values() for row in found)
     rows, patients, uneven = [], [], []
     tests = tests_of(by_arm, sum(metric not in PER_PATIENT or any(
         row.get(metric) is not None for found in by_arm.values() for row in found)
@@ -140,6 +141,16 @@ def mixed_generators(summaries: Iterable[dict]) -> list[str]:
     return [f"{arm}, fold {fold}: its trainings drew from {len(found)} generators "
             f"({', '.join(sorted(found))}), so they are not one arm's seeds."
             for (arm, fold), found in used.items() if len(found) > 1]
+
+
+def _refuse_two_patients(rows: Iterable[dict]) -> None:
+    """Whose a stack is must be the same in all arms, or patients would be paired with others."""
+    of: dict = {}
+    for row in rows:
+        if of.setdefault(row["case"], patient_of(row)) != patient_of(row):
+            raise UserError(f"{row['case']} is of {of[row['case']]} in one row and of "
+                            f"{patient_of(row)} in another; record all arms with one lgesynth.json "
+                            "(same_as).")
 
 
 def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
@@ -218,8 +229,11 @@ def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: st
             found.append(number_row(about, f"{metric}_diff_seed_std_vs_{reference}", spread, n=runs,
                                     unit=UNITS[metric]))
         found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
-    fewest = (~np.isnan(arm.found)).sum(axis=1).min()
-    return [*found, number_row(about, f"fewest_runs_vs_{reference}", fewest, n=n,
+    seeds: dict = {}
+    for r in both:
+        seeds.setdefault(r["patient"], set()).add(r["seed"])
+    fewest = min(map(len, seeds.values()))
+    return [*found, number_row(about, f"fewest_seeds_vs_{reference}", fewest, n=n,
                                unit="seeds of a patient"),
             *_share_rows(arm, n, reference, about, both),
             *_detection_rows(arm, n, reference, about, both)]

@@ -6,9 +6,10 @@ a time in this process: short-axis stacks are small, and no worker processes hav
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,15 +22,18 @@ from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold, label_values
 from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 from nnunet_lgesynth.discovery import add_to_environment
+from nnunet_lgesynth.files import write_json
 
 __all__ = ["external_cases", "external_info", "predict_external"]
 
+PREDICTED = "predicted.json"   # of which image each prediction is
 GEOMETRY_TOLERANCE = 1e-3      # mm, and of direction cosines; headers are rounded
 
 
 def external_cases(images: Path, labels: Path, dataset_json: dict) -> dict[str, str]:
-    """{test case: hash of its files}: every label file, each with an image a channel, which must
-    lie as the labels do: distances and volumes are measured in the labels' spacing."""
+    """{test case: hashes of its image and of its labels, "image labels"}: every label file, each
+    with an image a channel, which must lie as the labels do: distances and volumes are measured in
+    the labels' spacing."""
     ending, known = dataset_json["file_ending"], label_values(dataset_json, ignore=True)
     cases = sorted(p.name.removesuffix(ending) for p in Path(labels).glob(f"*{ending}"))
     if not cases:
@@ -50,9 +54,13 @@ def external_cases(images: Path, labels: Path, dataset_json: dict) -> dict[str, 
         if strange := sorted(set(np.unique(read_labels(label)[0]).tolist()) - known):
             raise UserError(f"{label} has the values {strange}, which the dataset does not label "
                             f"({sorted(known)}); give external labels the dataset's values.")
-    return {case: sha256(b"".join(sha256(p.read_bytes()).digest() for p in (
-        Path(labels) / f"{case}{ending}", *paths))).hexdigest()[:12]
-        for case, paths in files.items()}
+    return {case: f"{_hash(*paths)} {_hash(Path(labels) / f'{case}{ending}')}"
+            for case, paths in files.items()}
+
+
+def _hash(*paths: Path) -> str:
+    """Of files' contents."""
+    return sha256(b"".join(sha256(p.read_bytes()).digest() for p in paths)).hexdigest()[:12]
 
 
 def external_info(labels: Path, fold: Fold) -> DatasetInfo:
@@ -90,15 +98,17 @@ def _told(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{v + 0.0:g}" for v in values) + ")"
 
 
-def predict_external(folders: Sequence[Path], images: Path, cases: Collection[str],
-                     changed: Collection[str], out: Path, dataset_json: dict, device: str) -> Path:
-    """Predict what is missing in `out`, and the cases whose files have `changed`, with the final
-    checkpoint of a fold folder, or with the mean of several of one model, as nnU-Net ensembles
-    folds; returns `out`."""
-    ending = dataset_json["file_ending"]
+def predict_external(folders: Sequence[Path], images: Path, files: Mapping[str, str], out: Path,
+                     dataset_json: dict, device: str) -> Path:
+    """Predict the cases of `files` ({case: hashes}) that `out` lacks, or has of another image, with
+    the final checkpoint of a fold folder, or with the mean of several of one model, as nnU-Net
+    ensembles folds; returns `out`."""
+    ending, predicted = dataset_json["file_ending"], out / PREDICTED
     trained = max((folder / "checkpoint_final.pth").stat().st_mtime for folder in folders)
-    missing = [c for c in cases if not (path := out / f"{c}{ending}").is_file()
-               or path.stat().st_mtime < trained or c in changed]
+    image = {case: told.split()[0] for case, told in files.items()}
+    done = json.loads(predicted.read_text()) if predicted.is_file() else {}
+    missing = [c for c in files if not (path := out / f"{c}{ending}").is_file()
+               or path.stat().st_mtime < trained or done.get(c) != image[c]]
     if not missing:
         return out
     add_to_environment()      # the trainer class is looked up again
@@ -111,7 +121,11 @@ def predict_external(folders: Sequence[Path], images: Path, cases: Collection[st
         str(folders[0].parent), use_folds=tuple(f.name.removeprefix("fold_") for f in folders))
     with tempfile.TemporaryDirectory(dir=out) as partial:      # a kill leaves no half prediction
         for case in missing:
-            files = list(map(str, _images(images, case, dataset_json)))
-            predictor.predict_from_files_sequential([files], [str(Path(partial) / case)])
+            channels = list(map(str, _images(images, case, dataset_json)))
+            predictor.predict_from_files_sequential([channels], [str(Path(partial) / case)])
+            done.pop(case, None)                        # a kill must not leave the earlier hash
+            write_json(predicted, done)
             os.replace(Path(partial) / f"{case}{ending}", out / f"{case}{ending}")
+            done[case] = image[case]
+            write_json(predicted, done)
     return out

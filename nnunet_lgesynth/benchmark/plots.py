@@ -10,6 +10,7 @@ from itertools import cycle
 import numpy as np
 
 from nnunet_lgesynth.anatomy.aha import SEGMENTS
+from nnunet_lgesynth.benchmark.arms import patient_of
 from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.page import ACCENT, INK, plot, section
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, is_tested, reference_of
@@ -61,7 +62,7 @@ def bland_altman(cases: Iterable[dict]) -> str:
     volumes: dict[str, dict[str, list]] = {}
     for row in cases:
         if row.get("true_ml") is not None:
-            volumes.setdefault(row["arm"], {}).setdefault(row["case"], []).append(
+            volumes.setdefault(row["arm"], {}).setdefault(patient_of(row), []).append(
                 (row["true_ml"], row["predicted_ml"]))
     figures = [_figure(plot(_draw_volumes(np.array([np.mean(v, axis=0) for v in found.values()]),
                                           arm), f"volume {arm}"))
@@ -73,12 +74,13 @@ def bland_altman(cases: Iterable[dict]) -> str:
 
 def segments(cases: Iterable[dict]) -> str:
     """Mean absolute error of each AHA segment's scar, an arm a bull's-eye."""
-    errors: dict[str, dict[int, list[float]]] = {}
+    errors: dict[str, dict[int, dict]] = {}
     for row in cases:
         for segment, truth, predicted in row.get("segments", ()):
-            errors.setdefault(row["arm"], {s: [] for s in SEGMENTS})[segment].append(
-                100 * abs(predicted - truth))
-    figures = [_figure(plot(_draw_segments({s: float(np.mean(e)) for s, e in found.items() if e}),
+            errors.setdefault(row["arm"], {s: {} for s in SEGMENTS})[segment].setdefault(
+                patient_of(row), []).append(100 * abs(predicted - truth))
+    figures = [_figure(plot(_draw_segments({s: float(np.mean([np.mean(e) for e in of.values()]))
+                                            for s, of in found.items() if of}),
                             f"segments {arm}", projection="polar"), escape(arm))
                for arm, found in errors.items()]
     return _plots("AHA segments", figures,

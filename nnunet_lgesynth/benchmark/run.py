@@ -142,12 +142,30 @@ def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], paral
                *((together.arm, together.recipe) for _, together in ensembles(everything))]
     rows, summaries = records.of(recipes, settings.folds)
     rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
-    splits = ["validation", *["external"] * bool(test), *["ensemble"] * settings.ensemble]
-    cases = {split: [r for r in rows if r["split"] == split and r["case"] in
-                     (folds[r["fold"]].val if split == "validation" else test)] for split in splits}
+    cases = _of_now(settings, rows, folds, test)
+    stale = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}" for r in rows
+                    if r["split"] in cases and r["case"] in test and r not in cases[r["split"]]})
     comparisons = {split: compare(found, _context(settings, split))
                    for split, found in cases.items() if found or split == "validation"}
-    return _write(everything, settings, folds, comparisons, cases, summaries, before)
+    return _write(everything, settings, folds, comparisons, cases, summaries, before, stale)
+
+
+def _of_now(settings: Settings, rows: list[dict], folds: dict[int, Fold],
+            test: dict[str, str]) -> dict[str, list[dict]]:
+    """{split: its rows}, with the patients that `lgesynth.json` tells now; without external cases
+    that were scored with other files than they have now."""
+    found: dict[str, list[dict]] = {"validation": []}
+    external = external_info(settings.labels, next(iter(folds.values()))) if test else None
+    for split in (*["external"] * bool(test), *["ensemble"] * settings.ensemble):
+        found[split] = []
+    for row in rows:
+        case, within = row["case"], row["split"] == "validation"
+        info = folds[row["fold"]].info if within else external
+        if row["split"] in found and (case in folds[row["fold"]].val if within else
+                                      row.get("files", test.get(case)) == test.get(case, "")):
+            row["patient"] = info.patient(case)
+            found[row["split"]].append(row)
+    return found
 
 
 def _refuse_overlap(folds: dict[int, Fold]) -> None:
@@ -220,13 +238,13 @@ def _record_external(settings: Settings, folds: dict[int, Fold], records: Record
     fold = next(iter(folds.values()))
     ending, info = fold.dataset_json["file_ending"], external_info(settings.labels, fold)
     for members, training, name, split in groups:
-        if records.holds(training, test, split) or not all(
-                is_done(t.folder, folds[t.fold]) for t in members):
-            continue                       # recorded, or the plan would have trained it
+        recorded = records.holds(training, test, split) and not records.changed(
+            training, test, split)
+        if recorded or not all(is_done(t.folder, folds[t.fold]) for t in members):
+            continue                       # the plan would have trained what is recorded nowhere
         out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm) / name)
-        predict_external([t.folder for t in members], settings.images, test,
-                         records.changed(training, test, split), out, fold.dataset_json,
-                         settings.device)
+        predict_external([t.folder for t in members], settings.images, test, out,
+                         fold.dataset_json, settings.device)
         records.add({**row, "files": test[row["case"]]} for row in collect_cases(
             training, out, settings.labels, test, info, ending, split, _ignored(fold)))
 
@@ -238,11 +256,17 @@ def _ignored(fold: Fold) -> int | None:
 
 def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
            comparisons: dict[str, Comparison], cases: dict[str, list[dict]], summaries: list[dict],
-           before: dict[str, list[str]]) -> dict:
-    """`everything` has all arms that are reported, `settings` those that were asked for."""
+           before: dict[str, list[str]], stale: list[str]) -> dict:
+    """`everything` has all arms that are reported, `settings` those that were asked for; `stale`
+    names what was scored with other external files."""
     context = _context(settings, "validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
+    if stale:
+        path = Records.below(settings.out, settings.dataset).cases
+        sentences.append(f"Left out, scored before external files were changed: {'; '.join(stale)}."
+                         " Name these arms, folds and seeds again; where their trainings are gone, "
+                         f"remove their rows from {path.name} first.")
     comparisons = {**comparisons,
                    "validation": replace(comparisons["validation"], verdict=sentences)}
     origin = origin_of(summaries)

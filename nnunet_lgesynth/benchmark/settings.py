@@ -56,6 +56,9 @@ class Settings:
             InjectionConfig(warm_up=self.warm_up)          # refuses what the trainers would
         if self.preset not in PRESETS:
             raise UserError(f"There is no preset {self.preset!r}; choose among {sorted(PRESETS)}.")
+        if len(set(map(self.recipe, self.arms))) != len(self.arms):
+            raise UserError(f"--arms {' '.join(self.arms)} names one twice, since --preset is "
+                            f"{self.preset}; drop it.")
         if (self.images is None) != (self.labels is None):
             raise UserError("--images and --labels belong together: give both or neither.")
         if self.ensemble and (self.images is None or len(self.folds) < 2):

@@ -125,16 +125,17 @@ def further_references(arm: str, arms: Iterable[str]) -> list[str]:
     patients; and `real` with the next larger number of them."""
     if not is_tested(arm):
         return []
-    filtered, arms = arm.endswith(FILTERED), set(arms)
+    filtered, arms = arm.endswith(FILTERED), list(arms)
     variant = Variant.of(arm.removesuffix(FILTERED))
-    whole = [replace(variant, preset=None).name + FILTERED * filtered] * bool(variant.preset)
+    whole = [a for a in arms if variant.preset and a.endswith(FILTERED) == filtered and Variant.of(
+        a.removesuffix(FILTERED)) == replace(variant, preset=None)]
     painters = [painter.name + FILTERED * filtered for painter in (
         replace(variant, trainer=PAINT.trainer, preset=None),
         replace(PAINT, patients=variant.patients)) if variant.trainer != PAINT.trainer]
     real = {Variant.of(a.removesuffix(FILTERED)).patients or inf: a for a in arms
             if not is_tested(a) and a.endswith(FILTERED) == filtered}
     more = sorted(patients for patients in real if patients > (variant.patients or inf))
-    return [*(a for a in whole if a in arms), *[p for p in painters if p in arms][:1],
+    return [*whole, *[p for p in painters if p in arms][:1],
             *(real[patients] for patients in more[:1])]
 
 

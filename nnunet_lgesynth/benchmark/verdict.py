@@ -51,7 +51,7 @@ def verdict(rows: list[dict]) -> list[str]:
         return [f"No comparison: it needs '{REFERENCE}', trained on as many patients, and another "
                 "arm, both scored on the same patients with the same seeds.", *sentences]
     tested = ", ".join(name for metric, name in PRIMARY.items() if metric in compared)
-    lone = [arm for arm in arms if is_tested(arm) and _fewest_runs(found, arm) == 1]
+    lone = [arm for arm in arms if is_tested(arm) and _fewest_seeds(found, arm) == 1]
     headline = _proven(found, arms)
     if shown := [arm for arm in lone if headline and _proven(found, [arm])]:
         headline += (f" One seed of {', '.join(shown)}: these networks differ, other random "
@@ -65,9 +65,9 @@ def verdict(rows: list[dict]) -> list[str]:
     return [headline, *sentences]
 
 
-def _fewest_runs(found: dict, arm: str) -> float | None:
+def _fewest_seeds(found: dict, arm: str) -> float | None:
     """Of a patient in whom an arm is compared with its reference; None where it is not."""
-    return found.get((arm, f"fewest_runs_vs_{reference_of(arm)}"), {}).get("value")
+    return found.get((arm, f"fewest_seeds_vs_{reference_of(arm)}"), {}).get("value")
 
 
 def _proven(found: dict, arms: Iterable[str]) -> str:
