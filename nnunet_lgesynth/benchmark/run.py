@@ -144,7 +144,8 @@ def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], paral
     rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     cases = _of_now(settings, rows, folds, test)
     stale = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}" for r in rows
-                    if r["split"] in cases and r["case"] in test and r not in cases[r["split"]]})
+                    if r["split"] in cases and r["case"] in test
+                    and r not in cases[r["split"]] and not r["arm"].endswith(FILTERED)})
     comparisons = {split: compare(found, _context(settings, split))
                    for split, found in cases.items() if found or split == "validation"}
     return _write(everything, settings, folds, comparisons, cases, summaries, before, stale)
