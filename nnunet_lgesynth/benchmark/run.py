@@ -142,30 +142,25 @@ def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], paral
                *((together.arm, together.recipe) for _, together in ensembles(everything))]
     rows, summaries = records.of(recipes, settings.folds)
     rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
-    cases = _of_now(settings, rows, folds, test)
-    stale = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}" for r in rows
-                    if r["split"] in cases and r["case"] in test
-                    and r not in cases[r["split"]] and not r["arm"].endswith(FILTERED)})
+    stale = [r for r in rows if r["case"] in test and r.get("files") not in (None, test[r["case"]])]
+    cases = _by_split(settings, [r for r in rows if r not in stale], folds, test)
     comparisons = {split: compare(found, _context(settings, split))
                    for split, found in cases.items() if found or split == "validation"}
     return _write(everything, settings, folds, comparisons, cases, summaries, before, stale)
 
 
-def _of_now(settings: Settings, rows: list[dict], folds: dict[int, Fold],
-            test: dict[str, str]) -> dict[str, list[dict]]:
-    """{split: its rows}, with the patients that `lgesynth.json` tells now; without external cases
-    that were scored with other files than they have now."""
+def _by_split(settings: Settings, rows: list[dict], folds: dict[int, Fold],
+              test: dict[str, str]) -> dict[str, list[dict]]:
+    """{split: its rows}, with the patients that `lgesynth.json` tells now."""
     found: dict[str, list[dict]] = {"validation": []}
-    external = external_info(settings.labels, next(iter(folds.values()))) if test else None
-    for split in (*["external"] * bool(test), *["ensemble"] * settings.ensemble):
-        found[split] = []
+    if test:
+        external = external_info(settings.labels, next(iter(folds.values())))
+        found |= {split: [] for split in ("external", *["ensemble"] * settings.ensemble)}
     for row in rows:
-        case, within = row["case"], row["split"] == "validation"
-        info = folds[row["fold"]].info if within else external
-        if row["split"] in found and (case in folds[row["fold"]].val if within else
-                                      row.get("files", test.get(case)) == test.get(case, "")):
-            row["patient"] = info.patient(case)
-            found[row["split"]].append(row)
+        case, split = row["case"], row["split"]
+        if split in found and case in (folds[row["fold"]].val if split == "validation" else test):
+            info = folds[row["fold"]].info if split == "validation" else external
+            found[split].append({**row, "patient": info.patient(case)})
     return found
 
 
@@ -257,17 +252,19 @@ def _ignored(fold: Fold) -> int | None:
 
 def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
            comparisons: dict[str, Comparison], cases: dict[str, list[dict]], summaries: list[dict],
-           before: dict[str, list[str]], stale: list[str]) -> dict:
+           before: dict[str, list[str]], stale: list[dict]) -> dict:
     """`everything` has all arms that are reported, `settings` those that were asked for; `stale`
-    names what was scored with other external files."""
+    are rows of other external files than there are now."""
     context = _context(settings, "validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
-    if stale:
+    left_out = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}"
+                       for r in stale if not r["arm"].endswith(FILTERED)})
+    if left_out:
         path = Records.below(settings.out, settings.dataset).cases
-        sentences.append(f"Left out, scored before external files were changed: {'; '.join(stale)}."
-                         " Name these arms, folds and seeds again; where their trainings are gone, "
-                         f"remove their rows from {path.name} first.")
+        sentences.append("Left out, scored before external files were changed: "
+                         f"{'; '.join(left_out)}. Name these arms, folds and seeds again; where "
+                         f"their trainings are gone, remove their rows from {path.name} first.")
     comparisons = {**comparisons,
                    "validation": replace(comparisons["validation"], verdict=sentences)}
     origin = origin_of(summaries)
