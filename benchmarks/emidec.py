@@ -74,9 +74,7 @@ def numbers(told: Settings, results: Path = RESULTS) -> list[dict]:
     if missing:
         raise UserError(f"Not recorded: {', '.join(missing)}; name other --folds.")
     cases.sort(key=lambda r: told.arms.index(r["arm"].removesuffix(FILTERED)))
-    folds = f"fold{'s' * (len(told.folds) > 1)} {'+'.join(map(str, told.folds))}"
-    context = {"benchmark": "arms", "dataset": told.dataset, "split": f"validation, {folds}",
-               "command": told.command()}
+    context = told.context("validation")
     return [*compare(cases, context).rows, *training_rows(summaries, context)]
 
 

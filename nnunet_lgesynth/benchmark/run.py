@@ -144,7 +144,7 @@ def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], paral
     rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     stale = [r for r in rows if r["case"] in test and r.get("files") not in (None, test[r["case"]])]
     cases = _by_split(settings, [r for r in rows if r not in stale], folds, test)
-    comparisons = {split: compare(found, _context(settings, split))
+    comparisons = {split: compare(found, settings.context(split))
                    for split, found in cases.items() if found or split == "validation"}
     return _write(everything, settings, folds, comparisons, cases, summaries, before, stale)
 
@@ -255,7 +255,7 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
            before: dict[str, list[str]], stale: list[dict]) -> dict:
     """`everything` has all arms that are reported, `settings` those that were asked for; `stale`
     are rows of other external files than there are now."""
-    context = _context(settings, "validation")
+    context = settings.context("validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
     left_out = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}"
@@ -281,13 +281,13 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
         "settings": claimed(settings.out), "before": before, "audits": audits,
         "verdict": sentences, "commands": lines, "hashes": hashes, **origin})
     (settings.out / "report.md").write_text("\n".join(
-        [*(markdown(_split_name(settings, split), c, before[split])
+        [*(markdown(settings.split_name(split), c, before[split])
            for split, c in comparisons.items()), audits_markdown(audits)]))
     write_report(paths["report"], Report(
         f"{settings.dataset}, {settings.configuration}: {' / '.join(everything.arms)}",
-        {_split_name(settings, split): c for split, c in comparisons.items()},
-        {_split_name(settings, split): stated for split, stated in before.items()},
-        {_split_name(settings, split): [r for r in rows if not r["arm"].endswith(FILTERED)]
+        {settings.split_name(split): c for split, c in comparisons.items()},
+        {settings.split_name(split): stated for split, stated in before.items()},
+        {settings.split_name(split): [r for r in rows if not r["arm"].endswith(FILTERED)]
          for split, rows in cases.items()},
         summaries, audits, lines, hashes, origin["versions"], origin["device"], origin["date"],
         {**case_pictures(trainings(settings), folds, comparisons["validation"].patients,
@@ -295,13 +295,3 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
          **pool_pictures([t for t in trainings(settings) if injects(t.recipe.trainer)], folds,
                          settings.out / "pictures")}))
     return {"verdict": sentences[0], "sentences": sentences, "rows": rows, **paths}
-
-
-def _context(settings: Settings, split: str) -> dict:
-    return {"benchmark": "arms", "dataset": settings.dataset,
-            "split": _split_name(settings, split), "command": settings.command()}
-
-
-def _split_name(settings: Settings, split: str) -> str:
-    folds = "+".join(map(str, settings.folds))
-    return f"{split}, fold{'s' * (len(settings.folds) > 1)} {folds}"

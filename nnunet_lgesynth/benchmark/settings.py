@@ -93,6 +93,16 @@ class Settings:
                 **{name: None if (path := getattr(self, name)) is None else str(path)
                    for name in ADDABLE}}
 
+    def split_name(self, split: str) -> str:
+        """A split with the folds that it is of, as number rows name it."""
+        folds = "+".join(map(str, self.folds))
+        return f"{split}, fold{'s' * (len(self.folds) > 1)} {folds}"
+
+    def context(self, split: str) -> dict:
+        """What every number row of a split says of where it comes from, see `compare`."""
+        return {"benchmark": "arms", "dataset": self.dataset, "split": self.split_name(split),
+                "command": self.command()}
+
     def command(self) -> str:
         """The `lgesynth benchmark` command that these settings are."""
         argv = ["lgesynth", "benchmark", "-d", self.dataset, "-c", self.configuration, "-p",
@@ -103,7 +113,6 @@ class Settings:
             argv += ["--images", self.images.name, "--labels", self.labels.name,
                      *["--ensemble"] * self.ensemble]
         return shlex.join(argv)
-
 
 
 def needs_generator(trainer: str) -> bool:
