@@ -37,7 +37,7 @@ from nnunet_lgesynth.anatomy.priors import PRIORS, Prior
 from nnunet_lgesynth.anatomy.reference import Reference
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR, ScarSpec, Unreachable, paint_mask
 from nnunet_lgesynth.anatomy.shapes import SHAPES
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.subject import Subject

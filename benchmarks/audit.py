@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.audit import Audit, audit
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.generators.fitted import preset_of
 from nnunet_lgesynth.generators.paint import Painter

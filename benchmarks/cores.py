@@ -22,7 +22,7 @@ from benchmarks import exit_code, result_file
 from benchmarks.drafts import Asked, asked_slice, draft, judge_drafts
 from benchmarks.testset import about, count, fold_parser, open_fold
 from nnunet_lgesynth.anatomy.scar import NO_REFLOW, SCAR
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import QCConfig
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import write_json

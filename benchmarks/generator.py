@@ -29,7 +29,7 @@ from benchmarks import drafts as d
 from benchmarks import exit_code, realism, records, result_file, testset
 from benchmarks.judges import load_judges
 from benchmarks.tables import table
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.benchmark.statistics import interval
 from nnunet_lgesynth.config import QCConfig, UserError
 from nnunet_lgesynth.dataset.case import Fold

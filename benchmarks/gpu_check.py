@@ -36,7 +36,7 @@ from time import perf_counter
 import torch
 
 from benchmarks import exit_code, result_file
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.files import write_json
 from nnunet_lgesynth.provenance import machine, versions

@@ -26,7 +26,7 @@ from benchmarks.gpu_sizes import (
     timed,
     untrained,
 )
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import FitConfig
 from nnunet_lgesynth.generators.condition import Condition
 from nnunet_lgesynth.generators.inpaint.networks import Networks

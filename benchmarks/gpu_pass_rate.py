@@ -22,7 +22,7 @@ from benchmarks.drafts import requests_of
 from benchmarks.generator import Bench
 from benchmarks.gpu_drafts import FULL_PRECISION, differences
 from benchmarks.gpu_sizes import Check, precision
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.demo import DATASET, prepare, run_step
 from nnunet_lgesynth.generators.inpaint.sample import Inpainter

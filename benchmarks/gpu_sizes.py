@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from nnunet_lgesynth.dataset_conversion.Dataset115_EMIDEC import FRAME, LABELS, ROLES
 
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import FitConfig, NetworkConfig
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.dataset.roles import DatasetInfo

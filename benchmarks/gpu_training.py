@@ -30,7 +30,7 @@ from benchmarks.gpu_sizes import (
     untrained,
     untrained_judge,
 )
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import FitConfig
 from nnunet_lgesynth.generators.inpaint.batch import STAGES, Draws
 from nnunet_lgesynth.generators.inpaint.sample import paint

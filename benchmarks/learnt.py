@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import exit_code, result_file
 from benchmarks.testset import about, count, fold_parser, open_fold
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Case, Fold
 from nnunet_lgesynth.files import write_json

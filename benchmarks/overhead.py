@@ -36,7 +36,7 @@ import torch
 from scipy.stats import bootstrap
 
 from benchmarks import exit_code, result_file, testset
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.discovery import add_to_environment

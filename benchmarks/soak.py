@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import theilslopes
 
 from benchmarks import exit_code, result_file, testset
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.demo import DATASET, prepare
 from nnunet_lgesynth.files import write_json

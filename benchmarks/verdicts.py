@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks import exit_code, result_file, testset
 from nnunet_lgesynth.benchmark.arms import Arm
-from nnunet_lgesynth.benchmark.compare import mean_difference, number_row, run_difference
+from nnunet_lgesynth.benchmark.differences import mean_difference, run_difference
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.benchmark.statistics import detectable, holm
 from nnunet_lgesynth.benchmark.verdict import proven
 from nnunet_lgesynth.config import UserError

@@ -10,7 +10,7 @@ import torch
 from tiny_training import enter_nnunet, write_tiny_training
 
 from benchmarks import overhead
-from nnunet_lgesynth.benchmark.compare import number_row
+from nnunet_lgesynth.benchmark.numbers import number_row
 from nnunet_lgesynth.discovery import VARIABLE, trainers_folder
 
 ABOUT = dict.fromkeys(("benchmark", "dataset", "split", "device", "seeds", "preset", "command",

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = ["COUNTS", "PER_PATIENT", "PER_RUN", "STRATIFIED", "UNITS", "Arm", "found_by_most",
-           "mark_small", "nanmean", "patient_of", "run_of"]
+           "mark_small", "nanmean", "patient_of", "present", "run_means", "run_of", "spread"]
 
 COUNTS = ("tn", "fp", "fn", "tp")
 SCARRED_SEGMENT = 0.01           # share of its wall from which a segment counts as scarred
@@ -184,6 +184,22 @@ def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # "mean of empty slice" is meant
         return np.nanmean(values, axis=axis)
+
+
+def run_means(values: np.ndarray) -> np.ndarray:
+    """(R,) means over the patients who have the metric in all runs; `values` (n, R), NaN where
+    undefined. Else a run that misses a hard scar would seem better, and seeds to differ."""
+    return nanmean(values[~np.isnan(values).any(axis=1)], 0)
+
+
+def spread(runs: np.ndarray) -> tuple[float, int]:
+    """Standard deviation of the runs that are defined, and how many they are."""
+    runs = present(runs)
+    return (runs.std(ddof=1) if runs.size > 1 else np.nan), runs.size
+
+
+def present(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
 
 
 def _sums(rows: list[dict], cases: list) -> dict:

@@ -31,21 +31,16 @@ from nnunet_lgesynth.benchmark.arms import (
     PER_PATIENT,
     UNITS,
     Arm,
-    found_by_most,
     mark_small,
-    nanmean,
     patient_of,
-    run_of,
+    present,
+    run_means,
+    spread,
 )
 from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
-from nnunet_lgesynth.benchmark.statistics import (
-    detectable,
-    finite,
-    flip_p,
-    holm,
-    interval,
-    mcnemar_p,
-)
+from nnunet_lgesynth.benchmark.differences import difference_rows
+from nnunet_lgesynth.benchmark.numbers import number_row
+from nnunet_lgesynth.benchmark.statistics import finite, holm, interval
 from nnunet_lgesynth.benchmark.variants import (
     REFERENCE,
     further_references,
@@ -55,10 +50,7 @@ from nnunet_lgesynth.benchmark.variants import (
 from nnunet_lgesynth.benchmark.verdict import PRIMARY, tests_of, verdict
 from nnunet_lgesynth.config import QCConfig, UserError
 
-__all__ = ["Comparison", "compare", "mean_difference", "mixed_generators", "number_row",
-           "run_difference", "training_rows"]
-
-FLIPS_A_RESAMPLE = 5       # p values must stand a correction for many arms, intervals need not
+__all__ = ["Comparison", "compare", "mixed_generators", "training_rows"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
         for reference in (corrected, *further_references(name, by_arm)):
             if name != reference and reference in by_arm:
                 both = {**about, **origin_of([*arm_rows, *by_arm[reference]])}
-                rows += _difference_rows(
+                rows += difference_rows(
                     arm_rows, by_arm[reference], reference, both, resamples,
                     tests if reference == corrected and is_tested(name) else None)
     rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
@@ -157,7 +149,7 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
     rows = []
     for metric in UNITS:
         if metric in PER_PATIENT:
-            values = _present(arm.per_patient(metric))
+            values = present(arm.per_patient(metric))
             value, n = values.mean() if values.size else np.nan, values.size
             bounds = interval(n, lambda i, v=values: v[i].mean(axis=-1), resamples)
         else:
@@ -167,9 +159,9 @@ def _arm_rows(arm: Arm, about: dict, resamples: int) -> list[dict]:
                               arm.strata(metric))
         rows.append(number_row(about, metric, value, *bounds, n=n))
         if len(arm.sums) > 1:
-            spread, runs = _spread(_by_run(arm.values[metric]) if metric in PER_PATIENT
+            deviation, runs = spread(run_means(arm.values[metric]) if metric in PER_PATIENT
                                    else arm.per_run(metric, arm.common))
-            rows.append(number_row(about, f"{metric}_seed_std", spread, n=runs))
+            rows.append(number_row(about, f"{metric}_seed_std", deviation, n=runs))
     for of in ("patient", "slice"):
         for count in COUNTS:
             name = count if of == "patient" else f"slice_{count}"
@@ -190,82 +182,6 @@ def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
     return [number_row(about, "qc_pass_real", passed, n=len(found))]
 
 
-def _difference_rows(rows: list[dict], reference_rows: list[dict], reference: str, about: dict,
-                     resamples: int, tests: int | None) -> list[dict]:
-    """Paired differences arm - reference over the cells both have; `tests` as in `detectable`,
-    None where no test is made."""
-    shared = ({(r["case"], run_of(r)) for r in rows}
-              & {(r["case"], run_of(r)) for r in reference_rows})
-    both = [{**r, "patient": (side, patient_of(r))}
-            for side, group in enumerate((reference_rows, rows))
-            for r in group if (r["case"], run_of(r)) in shared]
-    if not both:
-        return []
-    about = {**about, "seeds": sorted({r["seed"] for r in both})}
-    arm = Arm.of(both)               # the reference's patients first, then the arm's
-    n = len(arm.cases) // 2
-    halves = [arm.common & (np.arange(2 * n) // n == side) for side in (0, 1)]
-    found = []
-    for metric in UNITS:
-        if metric in PER_PATIENT:
-            values = arm.per_patient(metric)
-            change = values[n:] - values[:n]
-            value, bounds, p, count = mean_difference(change, resamples)
-            moved = _present(change[change != 0])      # flips of the others are none
-            size = detectable(moved.size, tests) if tests and metric in PRIMARY else None
-            if size is not None:
-                found.append(number_row(about, f"{metric}_detectable_vs_{reference}",
-                                        moved.std(ddof=1) * size * moved.size / count, n=count,
-                                        unit=UNITS[metric]))
-        else:
-            value, bounds, p, count = run_difference(arm, metric, n, resamples)
-        found.append(number_row(about, f"{metric}_diff_vs_{reference}", value, *bounds, n=count))
-        if len(arm.sums) > 1:
-            if metric in PER_PATIENT:
-                by_run = _by_run(arm.values[metric][n:] - arm.values[metric][:n])
-            else:
-                by_run = arm.per_run(metric, halves[1]) - arm.per_run(metric, halves[0])
-            spread, runs = _spread(by_run)
-            found.append(number_row(about, f"{metric}_diff_seed_std_vs_{reference}", spread, n=runs,
-                                    unit=UNITS[metric]))
-        found.append(number_row(about, f"{metric}_p_vs_{reference}", p, n=count, unit="p"))
-    seeds: dict = {}
-    for r in both:
-        seeds.setdefault(r["patient"], set()).add(r["seed"])
-    fewest = min(map(len, seeds.values()))
-    return [*found, number_row(about, f"fewest_seeds_vs_{reference}", fewest, n=n,
-                               unit="seeds of a patient"),
-            *_share_rows(arm, n, reference, about, both),
-            *_detection_rows(arm, n, reference, about, both)]
-
-
-def _share_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict]) -> list[dict]:
-    """What patients with and without scar give to the difference in Dice; they add up to it."""
-    change = arm.per_patient("dice")[n:] - arm.per_patient("dice")[:n]
-    scarred = _scarred(arm, n, rows)
-    return [number_row(about, f"dice_diff_from_{name}_vs_{reference}", change[chosen].sum() / n,
-                       n=int(chosen.sum()), unit=UNITS["dice"])
-            for name, chosen in (("scarred", scarred), ("empty", ~scarred))]
-
-
-def _detection_rows(arm: Arm, n: int, reference: str, about: dict, rows: list[dict]) -> list[dict]:
-    """Patients whom only one of the two arms tells right, and McNemar's p."""
-    votes, scarred = found_by_most(arm), np.tile(_scarred(arm, n, rows), 2)
-    right, wrong = votes == scarred, votes == 1 - scarred          # neither where half find scar
-    gained, lost = (int((right[a] & wrong[b]).sum()) for a, b in (
-        (slice(n, None), slice(n)), (slice(n), slice(n, None))))
-    return [number_row(about, f"{name}_vs_{reference}", value, n=n, unit=unit)
-            for name, value, unit in (("detection_gained", gained, "patients"),
-                                      ("detection_lost", lost, "patients"),
-                                      ("detection_p_mcnemar", mcnemar_p(gained, lost), "p"))]
-
-
-def _scarred(arm: Arm, n: int, rows: list[dict]) -> np.ndarray:
-    """(n,) bool: the truth holds scar, in any stack."""
-    told = {patient_of(r) for r in rows if r["has_scar"]}
-    return np.array([patient in told for patient in arm.cases[:n]], bool)
-
-
 def _holm_rows(rows: list[dict], filtered: bool) -> list[dict]:
     """Corrected p values of the primary metrics, over metrics and all arms, filtered or not."""
     family = [r for metric in PRIMARY for r in rows
@@ -275,64 +191,6 @@ def _holm_rows(rows: list[dict], filtered: bool) -> list[dict]:
             for row, p in zip(family, holm([r["value"] for r in family]))]
 
 
-def mean_difference(differences: np.ndarray, resamples: int):
-    """(mean, 95 % interval, p, n) of paired differences (n,); NaN are no pairs."""
-    differences = _present(differences)
-    if not differences.size:
-        return np.nan, (None, None), np.nan, 0
-    bounds = interval(differences.size, lambda i: differences[i].mean(axis=-1), resamples)
-    return differences.mean(), bounds, flip_p((differences,), _last_mean), differences.size
-
-
-def run_difference(arm: Arm, metric: str, n: int, resamples: int):
-    """(difference, 95 % interval, p, n) of a metric of PER_RUN; the first n patients of `arm` are
-    the reference's, the others the same ones of the arm that is compared with it."""
-    def difference(a, b):
-        return arm.resampled(metric, a) - arm.resampled(metric, b)
-
-    patients = np.arange(n)
-    strata = arm.strata(metric)
-    bounds = interval(n, lambda i: difference(i + n, i), resamples,
-                      None if strata is None else strata[:n])
-    value = float(difference(patients + n, patients))
-    p = np.nan
-    if np.isfinite(value):
-        p = flip_p((patients + n, patients), difference, FLIPS_A_RESAMPLE * resamples)
-    return value, bounds, p, n
-
-
-def _last_mean(values: np.ndarray) -> np.ndarray:
-    return values.mean(axis=-1)
-
-
 def _about(arm: str, rows: list[dict], context: dict) -> dict:
     return {**context, **origin_of(rows), "arm": arm, "seeds": sorted({r["seed"] for r in rows}),
             "preset": rows[0]["preset"]}
-
-
-def number_row(about: dict, metric: str, value: float, low: float | None = None,
-               high: float | None = None, *, n: int, unit: str | None = None) -> dict:
-    """One number as every file in benchmarks/results holds it; `about` has the fields that say
-    where it comes from."""
-    base = metric.split("_diff_vs_")[0].removesuffix("_seed_std")
-    numbers = {"value": finite(value), "low": finite(low), "high": finite(high), "n": int(n)}
-    return {"benchmark": about["benchmark"], "arm": about["arm"], "metric": metric, **numbers,
-            "unit": unit or UNITS.get(base, "fraction"),
-            **{k: about[k] for k in ("dataset", "split", "device", "seeds", "preset", "command",
-                                     "versions", "date")}}
-
-
-def _by_run(values: np.ndarray) -> np.ndarray:
-    """(R,) means over the patients who have the metric in all runs; `values` (n, R), NaN where
-    undefined. Else a run that misses a hard scar would seem better, and seeds to differ."""
-    return nanmean(values[~np.isnan(values).any(axis=1)], 0)
-
-
-def _spread(runs: np.ndarray) -> tuple[float, int]:
-    """Standard deviation of the runs that are defined, and how many they are."""
-    runs = _present(runs)
-    return (runs.std(ddof=1) if runs.size > 1 else np.nan), runs.size
-
-
-def _present(values: np.ndarray) -> np.ndarray:
-    return values[~np.isnan(values)]
