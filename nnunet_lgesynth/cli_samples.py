@@ -26,9 +26,10 @@ def _anatomy(arguments) -> int:
     import numpy as np
 
     from nnunet_lgesynth.anatomy.heart import describe
-    from nnunet_lgesynth.dataset.case import check_roles, read_json
+    from nnunet_lgesynth.dataset.case import check_roles
     from nnunet_lgesynth.dataset.raw_case import RawCase, raw_folder
     from nnunet_lgesynth.dataset.roles import read_info
+    from nnunet_lgesynth.files import read_json
     from nnunet_lgesynth.generators.subject import require_lv
     from nnunet_lgesynth.pool.sheet import save_anatomy
 
@@ -160,7 +161,7 @@ def add_audit(commands) -> None:
     parser.add_argument("--generator", default="lgesynth", metavar="NAME",
                         help="lgesynth (default; fitted for this fold) or paint")
     parser.add_argument("--patients", type=int, metavar="N", help=(
-        "the so many training cases that the generator was fitted on (default all)"))
+        "the number of training patients that the generator was fitted on (default all)"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", required=True, metavar="DIR",
                         help="output folder, for audit.json and audit.html")

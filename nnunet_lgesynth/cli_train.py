@@ -27,7 +27,7 @@ def add_fit(commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help=(
         "another seed makes a generator of its own, <preset>-seed<N> (default 0)"))
     parser.add_argument("--patients", type=int, metavar="N", help=(
-        "fit on N of the fold's training cases, the same ones as lgesynth train --patients N"))
+        "fit on N of the fold's training patients, the same ones as lgesynth train --patients N"))
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check everything, fit nothing")
     device_flag(parser)
@@ -68,8 +68,8 @@ def add_train(commands) -> None:
     parser.add_argument("--no-reflow-share", type=float, metavar="SHARE", help=(
         "of the requested scars that hold a no-reflow core (default: as in the fold's real ones)"))
     parser.add_argument("--patients", type=int, metavar="N", help=(
-        "train on N of the fold's training cases: with and without scar as in all, and a part of "
-        "any larger N"))
+        "train on N of the fold's training patients: with and without scar as in all, and a part "
+        "of any larger N"))
     parser.add_argument("--generator", metavar="DIR", help="fold folder of a fitted generator")
     device_flag(parser)
     parser.set_defaults(run=train)

@@ -83,7 +83,7 @@ class FitConfig:
     text_encoder: str | None = None  # path or hub id; None: small BERT over the caption vocabulary
     save_every: int = 250
     seed: int = 0
-    patients: int | None = None     # training cases that it may see; None: all of the fold's
+    patients: int | None = None     # training patients that it may see; None: all of the fold's
 
     def __post_init__(self):
         if not 1 <= self.reward_last_steps <= self.sampler_steps <= 10:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever stops the process."""
+"""Files and folders, written whole or not at all, whatever stops the process; and JSON read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_lgesynth.config import UserError
 
-__all__ = ["make_folder", "new_folder", "replacing", "write_json", "write_text"]
+__all__ = ["make_folder", "new_folder", "read_json", "replacing", "write_json", "write_text"]
 
 
 def make_folder(path: str | Path) -> Path:
@@ -72,3 +72,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write JSON as `write_text` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """A JSON file that the command `remedy` writes; `UserError` where it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; run: {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it anew: {remedy}") from error

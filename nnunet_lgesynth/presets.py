@@ -60,7 +60,7 @@ def seeded(config: FitConfig, seed: int) -> FitConfig:
 
 
 def limited(config: FitConfig, patients: int | None) -> FitConfig:
-    """The preset for so many of the fold's training cases, under a name of its own: `roi-cpu-n20`;
+    """The preset for so many of the fold's patients, under a name of its own: `roi-cpu-n20`;
     None leaves it as it is."""
     if patients is None:
         return config

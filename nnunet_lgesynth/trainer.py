@@ -26,7 +26,8 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_lgesynth.config import InjectionConfig, QCConfig, UserError
-from nnunet_lgesynth.dataset.case import Fold, split_hash
+from nnunet_lgesynth.dataset.case import Fold
+from nnunet_lgesynth.dataset.splits import split_hash
 from nnunet_lgesynth.files import write_text
 from nnunet_lgesynth.precision import halve_on_cpu
 from nnunet_lgesynth.processes import alone, sigterm_as_exit
@@ -142,7 +143,7 @@ class LGESynthTrainer(nnUNetTrainer):
             train = list(Fold.of_training(
                 self.plans_manager.plans, self.configuration_name, self.fold, self.dataset_json,
                 Path(self.preprocessed_dataset_folder), train, val).subset(self.patients).train)
-            self.print_to_log_file(f"Trains on {len(train)} patients: {', '.join(train)}")
+            self.print_to_log_file(f"Trains on {len(train)} cases: {', '.join(train)}")
         return train, val
 
     def get_tr_and_val_datasets(self):

@@ -49,7 +49,7 @@ def test_a_generator_of_more_patients_than_its_arm_has_is_refused(workspace):
         else:
             check_generators(settings, {0: fold})
     (few / "config.json").write_text(json.dumps({**told, "train": three["train"]}))
-    with pytest.raises(UserError, match="not among the 2 patients of the arm"):
+    with pytest.raises(UserError, match="not among the 2 training cases of the arm"):
         go(workspace, ["lgesynth:n=2"], plan_only=True)
 
 
@@ -140,7 +140,7 @@ def test_a_generator_of_other_settings_is_not_recorded_as_the_preset(workspace):
 def test_a_generator_that_saw_a_patient_of_no_training_set_is_refused(workspace):
     """It may be one of the external test cases, taken out of the dataset since."""
     write_generator(workspace, train=["t0", "t1", "e0"])
-    with pytest.raises(UserError, match="fitted on e0, which is not among the 2 patients"):
+    with pytest.raises(UserError, match="fitted on e0, which is not among the 2 training cases"):
         go(workspace, ["lgesynth"], plan_only=True)
 
 

@@ -307,3 +307,19 @@ def test_a_subset_keeps_the_share_of_scarred_cases_and_is_part_of_any_larger_one
     for patients in (1, 10):
         with pytest.raises(UserError, match=r"must lie in 2\.\.9"):
             fold.subset(patients)
+
+
+def test_a_subset_counts_patients_and_takes_all_of_their_stacks(tmp_path):
+    fold = write_tiny_training(tmp_path, cases=11)
+    scarred = sorted(fold.scarred())
+    other = min(set(fold.train) - fold.scarred())
+    fold = replace(fold, info=replace(fold.info, same_as={scarred[1]: scarred[0],
+                                                          other: scarred[2]}))
+    of = fold.info.patient
+    for patients in range(2, 8):
+        part = fold.subset(patients).train
+        assert len(set(map(of, part))) == patients
+        assert all((case in part) == (of(case) in part) for case in fold.train)
+    assert fold.subset(7) == fold
+    with pytest.raises(UserError, match=r"must lie in 2\.\.7"):
+        fold.subset(8)

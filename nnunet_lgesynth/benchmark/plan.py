@@ -207,7 +207,7 @@ def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: boo
     remedy = "move its folder away, and the benchmark fits another one"
     if more:
         raise UserError(f"By {folder / RECORD} the generator was fitted on {min(more)}, which is "
-                        f"not among the {len(fold.train)} patients of the arm; {remedy}.")
+                        f"not among the {len(fold.train)} training cases of the arm; {remedy}.")
     if told["reward"] is not None:
         log = Path(told["reward"]["checkpoint"]).parent / "lgesynth.jsonl"
         splits = {r.get("split") for r in read_rows(log)}
@@ -216,7 +216,7 @@ def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: boo
             splits -= {None}           # told by no stock nnU-Net, which trains on all of a fold's
         if splits != {fold.split_hash}:
             raise UserError(f"{log} does not show that the judge of {folder} was trained on the "
-                            f"{len(fold.train)} patients of the arm alone; {remedy}.")
+                            f"{len(fold.train)} training cases of the arm alone; {remedy}.")
 
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:

@@ -7,12 +7,10 @@ opened read-only and copied, never changed in place, since training workers map 
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +21,18 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     infer_dataset_class,
     nnUNetDatasetBlosc2,
 )
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
-from nnunet_lgesynth.files import write_json
+from nnunet_lgesynth.dataset.splits import draw_patients, read_split, split_hash
+from nnunet_lgesynth.files import read_json
 
-__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar", "read_json",
-           "refuse_cascade", "split_hash"]
+__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar",
+           "refuse_cascade"]
 
 PLANAR = "2d"                                           # nnU-Net's own name for its slices
-DRAWN_FOLDS = 5                                         # by nnU-Net, where nobody wrote a split
 FILE_ENDINGS = (".b2nd", ".npz", ".pkl", "_seg.b2nd")   # of nnU-Net's preprocessed cases
 
 
@@ -98,7 +95,7 @@ class Fold:
         if not folder.is_dir():
             raise UserError(f"{folder} is missing; run: {plan_text}")
         dataset_json = read_json(base / "dataset.json", plan_text)
-        train, val = _split(base, folder, fold)
+        train, val = read_split(base, _identifiers(folder), fold)
         return cls.of_training(plan, configuration, fold, dataset_json, folder, train, val)
 
     @classmethod
@@ -198,20 +195,18 @@ class Fold:
                          if np.isin(self.read(i).labels, self.info.roles.scars).any())
 
     def subset(self, patients: int | None) -> Fold:
-        """The fold with so many of its training cases, with and without scar in the share that all
-        have; the same on every machine, and a part of any larger subset. None: all."""
+        """The fold with so many of its training patients, with and without scar in the share that
+        all have; the same on every machine, and a part of any larger subset. None: all."""
         if patients is None:
             return self
-        if not 2 <= patients <= len(self.train):
-            raise UserError(f"The number of training patients must lie in 2..{len(self.train)} "
-                            f"for fold {self.fold}, not {patients}.")
-        scarred = {i for i in self.train if self._truth_holds_scar(i)}
-        groups = [sorted(group, key=lambda i: sha256(i.encode()).digest())
-                  for group in (scarred, set(self.train) - scarred)]
-        first = min(max(round(patients * len(scarred) / len(self.train)), bool(scarred)),
-                    len(scarred))
-        chosen = [*groups[0][:first], *groups[1][:patients - first]]
-        return replace(self, train=tuple(sorted(chosen)))
+        of = {case: self.info.patient(case) for case in self.train}
+        everyone = set(of.values())
+        if not 2 <= patients <= len(everyone):
+            raise UserError(f"The number of training patients must lie in 2..{len(everyone)} for "
+                            f"fold {self.fold}, not {patients}.")
+        scarred = {of[case] for case in self.train if self._truth_holds_scar(case)}
+        chosen = draw_patients(everyone, scarred, patients)
+        return replace(self, train=tuple(case for case in self.train if of[case] in chosen))
 
     def _truth_holds_scar(self, identifier: str) -> bool:
         """By nnU-Net's copy of the label file, which all configurations share."""
@@ -258,11 +253,6 @@ class Fold:
         return tuple(float(s) for s in stored)
 
 
-def split_hash(train: Sequence[str], val: Sequence[str]) -> str:
-    """Twelve digits that name a fold's cases, whatever their order."""
-    return sha256(json.dumps([sorted(train), sorted(val)]).encode()).hexdigest()[:12]
-
-
 def planar(plans: dict, configuration: str) -> str:
     """The configuration whose inpainter and judge, which know slices alone, serve this one: itself,
     or nnU-Net's 2d for a 3D one."""
@@ -277,16 +267,6 @@ def refuse_cascade(plans: dict, configuration: str) -> None:
         raise UserError(f"Configuration {configuration!r} is the second stage of a cascade, whose "
                         f"cases come with a segmentation by {before!r} that a synthetic one does "
                         "not have; use -c 3d_fullres or -c 2d.")
-
-
-def read_json(path: Path, remedy: str) -> dict:
-    """A JSON file that the command `remedy` writes; `UserError` where it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; run: {remedy}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it anew: {remedy}") from error
 
 
 def _info(dataset: str, preprocessed: Path) -> DatasetInfo:
@@ -327,31 +307,5 @@ def _identifiers(folder: Path) -> list[str]:
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
-def _split(base: Path, folder: Path, fold: int | str) -> tuple[list[str], list[str]]:
-    identifiers = _identifiers(folder)
-    if fold == "all":
-        return identifiers, identifiers
-    path = base / "splits_final.json"
-    if not path.is_file():             # nnU-Net makes the same one when training starts
-        if len(identifiers) < DRAWN_FOLDS:
-            raise UserError(f"{folder} holds {len(identifiers)} cases and {path} is missing; "
-                            f"nnU-Net draws {DRAWN_FOLDS} folds, so write that file, or use "
-                            "-f all.")
-        write_json(path, generate_crossval_split(identifiers, seed=12345,
-                                                 n_splits=DRAWN_FOLDS))
-    splits = read_json(path, "nnUNetv2_train, which creates it")
-    if not (isinstance(splits, list) and splits and all(
-            isinstance(s, dict) and all(isinstance(s.get(part), list) for part in ("train", "val"))
-            for s in splits)):
-        raise UserError(f"{path} must be a list of folds, each with the lists 'train' and 'val'; "
-                        "delete it and nnUNetv2_train draws one, or write it anew.")
-    if str(fold) not in map(str, range(len(splits))):
-        raise UserError(f"Fold {fold} is not in {path}, which holds folds 0 to "
-                        f"{len(splits) - 1}; choose one, or 'all', with -f.")
-    train, val = splits[int(fold)]["train"], splits[int(fold)]["val"]
-    both = sorted(set(train) & set(val))
-    if both:
-        raise UserError(f"{path}, fold {fold}: {len(both)} cases are in training and validation "
-                        f"(first: {both[0]}), so results would be too good; write it anew with "
-                        "separate patients.")
-    return train, val
+def _identifiers(folder: Path) -> list[str]:
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))

@@ -20,8 +20,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from skimage.transform import resize
 
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.case import Case, Fold, dataset_name, nnunet_path, read_json
+from nnunet_lgesynth.dataset.case import Case, Fold, dataset_name, nnunet_path
 from nnunet_lgesynth.dataset.raw import write_image
+from nnunet_lgesynth.files import read_json
 
 __all__ = ["RawCase", "Stored", "raw_folder"]
 
