@@ -124,7 +124,11 @@ def add_benchmark(commands) -> None:
     parser.add_argument("--ensemble", action="store_true", help=(
         "predict the external images with all folds together, too"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--plan", action="store_true", help="only print the commands")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--plan", action="store_true", help=(
+        "train nothing, print the missing commands, which go on where they were interrupted"))
+    only.add_argument("--collect", action="store_true", help=(
+        "train nothing, record and report what has ended"))
     parser.add_argument("-o", required=True, metavar="DIR", help="output folder")
     budget_flags(parser)
     device_flag(parser)
@@ -139,7 +143,8 @@ def benchmark(arguments) -> int:
         Path(arguments.o), plans=arguments.p, preset=arguments.preset, device=arguments.device,
         epochs=arguments.epochs, iterations=arguments.iterations, images=arguments.images,
         labels=arguments.labels, plan_only=arguments.plan, jobs=arguments.jobs,
-        warm_up=arguments.warm_up, ensemble=arguments.ensemble, half=bool(arguments.half))
+        warm_up=arguments.warm_up, ensemble=arguments.ensemble, half=bool(arguments.half),
+        collect_only=arguments.collect)
     print("\n".join(outcome["plan"]) if arguments.plan else
           f"{outcome['verdict']}\nReport: {outcome['report']}")
     return 0

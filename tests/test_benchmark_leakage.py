@@ -18,7 +18,7 @@ from toy_benchmark import (
 )
 
 from nnunet_lgesynth.benchmark.collect import read_rows
-from nnunet_lgesynth.benchmark.plan import check_generators
+from nnunet_lgesynth.benchmark.fits import check_generators
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold

@@ -15,7 +15,9 @@ from waiting import until
 
 from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.plan import Job
+from nnunet_lgesynth.benchmark.settings import Settings, injects, painter_of
 from nnunet_lgesynth.config import UserError
+from nnunet_lgesynth.discovery import find_trainer, list_trainers
 from nnunet_lgesynth.generators.fitted import generator_folder
 from nnunet_lgesynth.processes import sigterm_as_exit
 
@@ -25,7 +27,7 @@ def test_the_plan_lists_missing_jobs_in_an_order_that_can_run(workspace):
     jobs = [words(line) for line in lines]
     assert [argv[3] for _, argv in jobs] == ["train"] * 4 + ["fit"] + ["train"] * 2
     assert [line[-1] for line in lines] == list("0000122") and "  # stage 0" in lines[0]
-    assert not (workspace / "out").exists()
+    assert not (workspace / "out" / "seed_0").exists()
     fit_env, fit = jobs[4]
     assert fit_env == {"nnUNet_results": str(workspace / "nnUNet_results")}
     assert fit[fit.index("--reward") + 1] == str(fold_folder(workspace, "real"))
@@ -36,7 +38,7 @@ def test_the_plan_lists_missing_jobs_in_an_order_that_can_run(workspace):
                        "nnUNet_results": str(workspace / "out" / f"seed_{seed}" / "nnUNet_results")}
         assert argv == [sys.executable, "-m", "nnunet_lgesynth", "train", NAME, "2d", "0", "-tr",
                         "nnUNetTrainerLGESynth", "-device", "cpu", "--epochs", "2", "--iterations",
-                        "1"]
+                        "1", "--c"]
     assert all("LGESYNTH_GENERATOR" not in env for env, _ in jobs[:4])
 
 
@@ -118,6 +120,34 @@ def test_variants_are_planned_with_their_own_results_and_generators(workspace):
     assert "--warm-up 64" in synthetic and "LGESYNTH_PROBABILITY=1.0" in synthetic
 
 
+def test_a_trainer_of_ones_own_is_what_its_class_says(workspace, monkeypatch):
+    """Not what its name does; those of the plugin are known without being imported."""
+    for name, _ in list_trainers():
+        assert painter_of(name) == find_trainer(name).generator
+    own = workspace / "own"
+    own.mkdir()
+    for name, painter in (("Inpaints", "lgesynth"), ("Paints", "paint"), ("Plain", None)):
+        (own / f"nnUNetTrainer{name}.py").write_text(
+            "from nnunet_lgesynth.trainer import LGESynthTrainer\n\n\n"
+            f"class nnUNetTrainer{name}(LGESynthTrainer):\n    generator = {painter!r}\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(own))
+    arms = ["real", "nnUNetTrainerInpaints", "nnUNetTrainerPaints:p=1", "nnUNetTrainerPlain",
+            "nnUNetTrainer"]
+    settings = Settings(NAME, "2d", tuple(arms), (0,), 1, workspace, preset="demo")
+    assert [settings.recipe(arm).preset for arm in arms] == [None, "demo", None, None, None]
+    assert [injects(settings.recipe(arm).trainer) for arm in arms] == [False, True, True, False,
+                                                                      False]
+    lines = go(workspace, arms[:4], plan_only=True)["plan"]
+    assert [words(line)[1][3] for line in lines] == ["train"] * 3 + ["fit", "train"]
+    assert "LGESYNTH_GENERATOR=" in lines[-1] and "-tr nnUNetTrainerInpaints" in lines[-1]
+    assert [line for line in lines if "--warm-up 64" in line] == [lines[1]]     # p = 1
+    with pytest.raises(UserError, match="finds no trainer 'nnUNetTrainerNone'"):
+        go(workspace, ["nnUNetTrainerNone"], plan_only=True)
+    with pytest.raises(UserError, match="--half: nnUNetTrainer has its own numbers"):
+        go(workspace, ["real", "nnUNetTrainer"], plan_only=True, epochs=None, iterations=None,
+           half=True)
+
+
 def test_half_precision_is_every_trainings_and_no_fits(workspace):
     lines = go(workspace, ["real", "lgesynth"], plan_only=True, half=True)["plan"]
     assert [(argv[3], "--half" in argv) for _, argv in map(words, lines)] == [
@@ -125,6 +155,9 @@ def test_half_precision_is_every_trainings_and_no_fits(workspace):
 
 
 def test_the_plan_resumes_what_was_interrupted(workspace):
+    """Its lines can be run again, as a cluster does that took a node away."""
+    fresh = go(workspace, ["real", "lgesynth"], plan_only=True)["plan"]
+    assert [words(line)[1][-1] for line in fresh] == ["--c", "--resume", "--c"]
     finish(workspace, "real", 2, 0.0)
     assert go(workspace, ["real"], plan_only=True)["plan"] == []
     folder = fold_folder(workspace, "real")

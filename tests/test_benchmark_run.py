@@ -213,11 +213,23 @@ def test_an_arm_without_its_reference_is_told_before_it_is_trained(workspace, ca
     assert "no arm is compared with another" in told
 
 
-def test_what_was_trained_before_a_statement_is_told(workspace, capsys):
-    """As where --plan's commands ran elsewhere; --plan itself tells it, but not as a command."""
+def test_a_plan_states_what_the_patients_can_show_before_its_commands_run(workspace, capsys):
+    path = workspace / "out" / "benchmark.json"
     plan = go(workspace, plan_only=True)["plan"]
     told = capsys.readouterr()
     assert len(plan) == 2 and "4 patients, 2 with scar" in told.err and not told.out
+    stated = json.loads(path.read_text())["before"]
+    assert "no-reflow; too few" in stated["validation"][0]
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    go(workspace)
+    assert json.loads(path.read_text())["before"] == stated
+    with pytest.raises(UserError, match="preset demo -> gpu-2d"):
+        go(workspace, preset="gpu-2d")
+
+
+def test_what_was_trained_before_a_statement_is_told(workspace):
+    """As where commands of an earlier --plan ran elsewhere."""
     finish(workspace, "real", 8, 0.0)
     finish(workspace, "paint", 2, 0.4)
     for _ in range(2):
@@ -225,6 +237,88 @@ def test_what_was_trained_before_a_statement_is_told(workspace, capsys):
         stated, = json.loads((workspace / "out" / "benchmark.json").read_text())["before"][
             "validation"]
         assert stated.endswith("Of these trainings 2 had ended before this was stated.")
+
+
+def test_what_has_ended_is_reported_while_the_rest_has_not(workspace):
+    with pytest.raises(UserError, match="no per-case rows"):
+        go(workspace, collect_only=True)
+    finish(workspace, "real", 8, 0.0)
+    outcome = go(workspace, collect_only=True)
+    missing = "Not ended yet, so in no number: paint, fold 0, seed 0."
+    assert missing in outcome["sentences"] and missing in outcome["report"].read_text()
+    finish(workspace, "paint", 2, 0.4)
+    outcome = go(workspace, collect_only=True)
+    assert not any("Not ended" in sentence for sentence in outcome["sentences"])
+    assert {"real", "paint"} <= {r["arm"] for r in outcome["rows"]}
+
+
+def test_a_row_that_is_there_twice_counts_once_and_two_that_differ_are_refused(workspace):
+    """As where the files of two machines were put together."""
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "lgesynth", 2, 0.4)
+    write_generator(workspace)
+    first = go(workspace, ["real", "lgesynth"])
+    for name in ("cases", "trainings"):
+        path = workspace / "out" / f"{name}_{NAME}.jsonl"
+        rows = read_rows(path)
+        path.write_text("".join(json.dumps(r) + "\n" for r in [
+            *rows, *({**r, "date": "2026-01-01"} for r in rows)]))
+    again = go(workspace, ["real", "lgesynth"])
+
+    def values(outcome):
+        return [(r["arm"], r["metric"], r["value"], r["n"]) for r in outcome["rows"]]
+    assert values(again) == values(first)
+    path = workspace / "out" / f"cases_{NAME}.jsonl"
+    rows = read_rows(path)
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {**rows[0], "dice": 0.123}]))
+    with pytest.raises(UserError, match=r"two rows that differ for real, 0, 0, \w+, validation, v"):
+        go(workspace, ["real", "lgesynth"])
+
+
+def test_a_recorded_training_is_not_recorded_again_where_it_is_repeated_as_judge(workspace,
+                                                                                monkeypatch):
+    finish(workspace, "real", 8, 0.0)
+    go(workspace, ["real"])
+    shutil.rmtree(workspace / "out" / "seed_0")              # results from elsewhere
+    jobs = []
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.run.run_jobs",
+                        lambda found, *_: jobs.extend(found))
+    go(workspace, ["real", "lgesynth"])
+    assert [(job.name, job.training and job.training.arm) for job in jobs] == [
+        ("real_fold_0_seed_0", None), ("fit_demo_fold_0", None),
+        ("lgesynth_fold_0_seed_0", "lgesynth")]
+
+
+def test_scars_by_a_generator_of_another_preset_are_refused(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "lgesynth", 2, 0.4)
+    fill_pool(workspace, "lgesynth")                         # by generator abc
+    write_generator(workspace, hash="abc")
+    with pytest.raises(UserError, match=r"painted by generator abc, but \S+roi-cpu\S+ holds none; "
+                                        "name the --preset"):
+        go(workspace, ["real", "lgesynth"], preset="roi-cpu")
+    shutil.rmtree(workspace / "out" / "audits", ignore_errors=True)
+    for name in ("benchmark.json", f"cases_{NAME}.jsonl", f"trainings_{NAME}.jsonl"):
+        (workspace / "out" / name).unlink()
+    write_generator(workspace, hash="def")
+    with pytest.raises(UserError, match=r"by generator abc, but \S+demo\S+ holds def; name"):
+        go(workspace, ["real", "lgesynth"])
+    write_generator(workspace, hash="abc")
+    assert "lgesynth" in {r["arm"] for r in go(workspace, ["real", "lgesynth"])["rows"]}
+
+
+def test_a_training_on_other_patients_of_the_fold_is_not_this_arms(workspace):
+    finish(workspace, "real", 8, 0.0, seed="0_n2")
+    go(workspace, ["real:n=2"])
+    path = workspace / "out" / f"trainings_{NAME}.jsonl"
+    row, = read_rows(path)
+    split = row["made_of"]["split of fold 0, n=2"]
+    assert split == row["made_of"]["split of fold 0"]        # the fold has two
+    row["made_of"]["split of fold 0, n=2"] = "0ther"
+    path.write_text(json.dumps(row) + "\n")
+    for arms in (["real:n=2"], ["paint"]):                   # it is reported beside others, too
+        with pytest.raises(UserError, match=r"other data \(split of fold 0, n=2 0ther -> "):
+            go(workspace, arms, plan_only=True)
 
 
 def test_provenance_tells_every_command_as_from_the_start_and_every_hash(workspace):
@@ -327,6 +421,13 @@ def test_an_arm_recorded_under_two_names_is_reported_under_one(workspace):
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *more]))
     assert {r["arm"] for r in go(workspace, ["real"])["rows"]} == {
         "real", "real+filter", "paint", "paint+filter"}
+
+
+def test_an_arm_recorded_under_its_other_name_does_not_block_this_one(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "lgesynth", 2, 0.4)
+    go(workspace, ["real", "lgesynth"])
+    assert len(go(workspace, ["real", "lgesynth:g=demo"], plan_only=True)["plan"]) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught there")

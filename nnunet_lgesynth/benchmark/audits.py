@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audit import Audit, audit
 from nnunet_lgesynth.benchmark.audit_report import write_audit
-from nnunet_lgesynth.benchmark.plan import Generator, generators
+from nnunet_lgesynth.benchmark.fits import Generator, generators
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import make_folder

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from typing import TextIO
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -16,21 +17,22 @@ from nnunet_lgesynth.benchmark.collect import Records, read_rows
 from nnunet_lgesynth.benchmark.external import external_info
 from nnunet_lgesynth.benchmark.power import smallest_effects
 from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
-from nnunet_lgesynth.benchmark.variants import is_tested, reference_of
+from nnunet_lgesynth.benchmark.variants import Variant, is_tested, reference_of
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold
 from nnunet_lgesynth.files import make_folder, write_json
 
-__all__ = ["FILE", "claim", "claimed", "made_of", "state", "statements"]
+__all__ = ["FILE", "claim", "claimed", "made_of", "state"]
 
 FILE = "benchmark.json"
 
 
-def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> None:
+def claim(settings: Settings, folds: dict[int, Fold]) -> None:
     """Write the settings, splits and plans, or refuse a folder that holds a benchmark with other
     ones."""
     path = settings.out / FILE
-    fixed = {**settings.fixed(), **{k: v for f in folds.values() for k, v in made_of(f).items()}}
+    data = {k: v for f in folds.values() for k, v in made_of(f).items()}
+    fixed = {**settings.fixed(), **data}
     whole = _read(path)
     before = whole.get("settings", {})
     if before:          # what an older version did not know was at its default
@@ -43,14 +45,14 @@ def claim(settings: Settings, folds: dict[int, Fold], write: bool = True) -> Non
         raise UserError(f"{settings.out} holds a benchmark with other settings "
                         f"({', '.join(changed)}); choose another output folder with -o.")
     trainings = Records.below(settings.out, settings.dataset).trainings
-    other = [f"{k} {v} -> {fixed[k]}" for row in read_rows(trainings)      # put there by hand
-             for k, v in row.get("made_of", {}).items() if fixed.get(k, v) != v]
-    if other:
-        raise UserError(f"{trainings} holds a training with other data ({other[0]}); choose "
-                        "another output folder with -o.")
-    if write:
-        make_folder(settings.out)
-        write_json(path, {**whole, "settings": {**before, **fixed}})
+    for row in read_rows(trainings):                       # put there by hand
+        now = {**data, **_made_of_row(row, folds)}
+        for what, told in row.get("made_of", {}).items():
+            if now.get(what, told) != told:
+                raise UserError(f"{trainings} holds a training with other data ({what} {told} -> "
+                                f"{now[what]}); choose another output folder with -o.")
+    make_folder(settings.out)
+    write_json(path, {**whole, "settings": {**before, **fixed}})
 
 
 def claimed(out: Path) -> dict:
@@ -58,8 +60,8 @@ def claimed(out: Path) -> dict:
     return _read(out / FILE)["settings"]
 
 
-def statements(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
-               arms: Sequence[str]) -> dict[str, str]:
+def _statements(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
+                arms: Sequence[str]) -> dict[str, str]:
     """{split: what was asked for, and what the split's patients can show}, from their truth and the
     number of arms alone."""
     fold = next(iter(folds.values()))
@@ -80,38 +82,49 @@ def statements(settings: Settings, folds: dict[int, Fold], test: Sequence[str],
 
 
 def state(settings: Settings, folds: dict[int, Fold], test: Sequence[str], arms: Sequence[str],
-          ended: int) -> dict[str, list[str]]:
-    """Tell and write the `statements` before anything is trained here, with the number of trainings
-    that had `ended` by then. What was stated before earlier runs stays: {split: [a sentence a run
-    that was asked for something else]}."""
+          ended: int, stream: TextIO) -> dict[str, list[str]]:
+    """Tell on `stream` and write the statements before anything is trained here, with the number
+    of trainings that had `ended` by then. What was stated before earlier runs stays: {split: [a
+    sentence a run that was asked for something else]}."""
     path = settings.out / FILE
     whole = _read(path)
     stated = whole.get("before", {})
-    for split, said in statements(settings, folds, test, arms).items():
+    for split, said in _statements(settings, folds, test, arms).items():
         earlier = stated.setdefault(split, [])
         if not any(f", {said}" in line for line in earlier[-1:]):
             earlier.append(f"{date.today().isoformat()}, {said}" + (
                 f" Of these trainings {ended} had ended before this was stated." if ended else ""))
-        print(f"{split}, {said}", flush=True)
+        print(f"{split}, {said}", file=stream, flush=True)
     for arm in settings.arms:
         if is_tested(arm) and reference_of(arm) not in arms:
             print(f"Arm {arm} is compared with nothing: add {reference_of(arm)} to --arms.",
-                  flush=True)
+                  file=stream, flush=True)
     write_json(path, {**whole, "before": stated})
     return stated
 
 
-def made_of(fold: Fold) -> dict[str, str]:
-    """A fold's split, what nnU-Net made of the dataset, and what its labels mean: of these two
-    trainings must have the same."""
+def made_of(fold: Fold, patients: int | None = None) -> dict[str, str]:
+    """A fold's split, who the `patients` are that a training keeps of it, what nnU-Net made of the
+    dataset, and what its labels mean: of these two trainings must have the same."""
     manager = PlansManager(fold.plans)
     told = {**{k: v for k, v in fold.plans.items() if k != "configurations"},
             "configuration": manager.get_configuration(fold.configuration).configuration}
     digest = sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     roles = {k: v for k, v in dataclasses.asdict(fold.info.roles).items() if v is not None}
     meaning = " ".join(f"{name}={value}" for name, value in sorted(roles.items()))
-    return {f"split of fold {fold.fold}": fold.split_hash,
+    kept = {} if patients is None else {
+        f"split of fold {fold.fold}, n={patients}": fold.subset(patients).split_hash}
+    return {f"split of fold {fold.fold}": fold.split_hash, **kept,
             f"plans of {fold.configuration}": digest[:12], "meaning of labels": meaning}
+
+
+def _made_of_row(row: dict, folds: dict[int, Fold]) -> dict[str, str]:
+    """`made_of` of a recorded training as it would be now."""
+    try:
+        patients = Variant.of(row.get("arm", "")).patients
+        return made_of(folds[row["fold"]], patients) if patients else {}
+    except (UserError, KeyError):          # another version's arm, a fold that is not asked for
+        return {}
 
 
 def _holds_results(settings: Settings) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -95,8 +95,10 @@ class Records:
     """What outlives the trainings: a row a patient, and a summary a training.
 
     A row of the same key is replaced, so recording twice changes nothing, and runs of different
-    days and machines add up. A training that is recorded counts as done, also where its folder is
-    gone: to go on with results from elsewhere, put their two files into an empty output folder.
+    days and machines add up: their files may be put together, a row that is there twice counts
+    once, and two that differ are refused. A training that is recorded counts as done, also where
+    its folder is gone: to go on with results from elsewhere, put their two files into an empty
+    output folder.
     """
 
     cases: Path
@@ -134,7 +136,7 @@ class Records:
         and of ensembles of folds."""
         wanted = {(arm + suffix, r.hash) for arm, recipe in recipes
                   for suffix, r in (("", recipe), (FILTERED, recipe.filtered))}
-        rows, summaries = ([r for r in _complete(path, read_rows(path), key)
+        rows, summaries = ([r for r in _by_key(path, key).values()
                             if r["fold"] in {*folds, ENSEMBLE}
                             and (r["arm"], r["config_hash"]) in wanted]
                            for path, key in ((self.cases, CASE_KEY),
@@ -177,21 +179,26 @@ def collect_cases(training: Training, predictions: Path, labels: Path, cases: It
     return raw + filtered
 
 
-def merge_rows(path: Path, rows: Iterable[dict], key: Iterable[str]) -> list[dict]:
+def merge_rows(path: Path, rows: Iterable[dict], key: Sequence[str]) -> list[dict]:
     """Put rows into a JSON-lines file, replacing those with the same key; returns all rows."""
-    key = tuple(key)
-    merged = {tuple(r[k] for k in key): r
-              for r in _complete(path, [*read_rows(path), *rows], key)}
+    merged = {**_by_key(path, key), **{tuple(r[k] for k in key): r for r in rows}}
     write_text(path, "".join(json.dumps(r) + "\n" for r in merged.values()))
     return list(merged.values())
 
 
-def _complete(path: Path, rows: list[dict], key: Iterable[str]) -> list[dict]:
-    """The rows, each with all of `key`."""
-    for lacking in (k for r in rows for k in key if k not in r):
-        raise UserError(f"{path} has a row without {lacking!r}; it is not a benchmark's, or an "
-                        "older version's: move it away.")
-    return rows
+def _by_key(path: Path, key: Sequence[str]) -> dict[tuple, dict]:
+    """{key: row} of a file; `UserError` where two rows of one key differ in more than their date,
+    since no one could tell which is right."""
+    found: dict[tuple, dict] = {}
+    for row in read_rows(path):
+        for lacking in (k for k in key if k not in row):
+            raise UserError(f"{path} has a row without {lacking!r}; it is not a benchmark's, or an "
+                            "older version's: move it away.")
+        named = tuple(row[k] for k in key)
+        if {**found.setdefault(named, row), "date": None} != {**row, "date": None}:
+            raise UserError(f"{path} has two rows that differ for {', '.join(map(str, named))}: of "
+                            "two trainings, or from two machines; delete those that are not meant.")
+    return found
 
 
 def training_summary(training: Training) -> dict:

@@ -21,7 +21,7 @@ from nnunet_lgesynth.judge.checkpoint import validated_cases
 from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.store import read_manifest
 
-__all__ = ["refuse_known_images", "refuse_leaky_training", "refuse_other_run"]
+__all__ = ["refuse_known_images", "refuse_leaky_training", "refuse_other_run", "refuse_overlap"]
 
 
 def refuse_leaky_training(training: Training, fold: Fold) -> None:
@@ -71,6 +71,23 @@ def refuse_known_images(images: Path, cases: Sequence[str], folds: dict[int, Fol
         path = Path(images) / f"{case}_{channel}{ending}"
         if (twin := known.get(_voxels(path))) is not None:
             raise UserError(f"{path} is the training image {twin}; leave it out of --labels.")
+
+
+def refuse_overlap(folds: dict[int, Fold]) -> None:
+    """A patient is scored once a seed, by the one network that did not train on it."""
+    of: dict[str, int] = {}
+    for number, fold in folds.items():
+        trained = set(map(fold.info.patient, fold.train))
+        for case in fold.val:
+            if (patient := fold.info.patient(case)) in trained:
+                raise UserError(f"Fold {number} validates on {case} and trains on another stack of "
+                                f"the same patient, {patient} (same_as in lgesynth.json); put both "
+                                "on one side in splits_final.json.")
+        for patient in map(fold.info.patient, fold.val):
+            if of.setdefault(patient, number) != number:
+                raise UserError(f"Folds {of[patient]} and {number} both validate on {patient}, and "
+                                "a patient must count once; name folds in --folds that share no "
+                                "validation case.")
 
 
 def _refuse_unseen(folder: Path, fold: Fold) -> None:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audits import audit_generators
-from nnunet_lgesynth.benchmark.claim import FILE, claim, claimed, made_of, state, statements
+from nnunet_lgesynth.benchmark.claim import FILE, claim, claimed, made_of, state
 from nnunet_lgesynth.benchmark.collect import (
     FILTERED,
     Records,
@@ -39,16 +39,17 @@ from nnunet_lgesynth.benchmark.compare import (
     training_rows,
 )
 from nnunet_lgesynth.benchmark.external import external_cases, external_info, predict_external
+from nnunet_lgesynth.benchmark.fits import check_generators, refuse_other_generator
 from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
 from nnunet_lgesynth.benchmark.leakage import (
     refuse_known_images,
     refuse_leaky_training,
     refuse_other_run,
+    refuse_overlap,
 )
 from nnunet_lgesynth.benchmark.markdown import audits_markdown, markdown
 from nnunet_lgesynth.benchmark.pictures import case_pictures, pool_pictures
 from nnunet_lgesynth.benchmark.plan import (
-    check_generators,
     check_trainers,
     commands,
     ensembles,
@@ -73,7 +74,7 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
               iterations: int | None = None, images: str | Path | None = None,
               labels: str | Path | None = None, plan_only: bool = False, jobs: int = 1,
               warm_up: int | None = None, ensemble: bool = False,
-              half: bool = False) -> dict:
+              half: bool = False, collect_only: bool = False) -> dict:
     """Compare training arms on validation folds and, where given, on external images.
 
     Parameters
@@ -82,7 +83,9 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
     arms : "real", "paint", "lgesynth" or any trainer's class name.
     folds, seeds : which folds; how many seeds, counted from 0.
     epochs, iterations : of every arm; None leaves nnU-Net's own.
-    plan_only : run and write nothing, return {"plan": [one shell line a missing job]}.
+    plan_only : run nothing, return {"plan": [one shell line a missing job]}; settings and what they
+        can show are written, so that they are stated before a cluster runs the lines.
+    collect_only : train nothing, report what has ended.
     jobs : trainings that run at a time.
     ensemble : predict the external images with all folds together, too.
     warm_up : scarred cases that a training with synthesis waits for; None leaves the trainer's own.
@@ -101,40 +104,43 @@ def benchmark(dataset_id: int | str, configuration: str, arms: Sequence[str],
         device, epochs, iterations, Path(images).resolve() if images else None,
         Path(labels).resolve() if labels else None, warm_up, ensemble,
         first.planar if first else configuration, True if half else None)
-    _refuse_overlap(opened)
+    refuse_overlap(opened)
     for fold in opened.values():
         for patients in {v.patients for v in map(Variant.of, settings.arms)}:
             fold.subset(patients)              # refuses more than there are
     check_trainers(settings)
     check_generators(settings, opened)
     test = _external(settings, opened)
-    if plan_only:
-        claim(settings, opened, write=False)
-        for split, said in statements(settings, opened, test, settings.arms).items():
-            print(f"{split}, {said}", file=sys.stderr)              # not among the commands
-        return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
     with sigterm_as_exit(), alone(settings.out, "benchmark"):
-        return _run(settings, opened, test, jobs)
+        claim(settings, opened)
+        records = Records.below(settings.out, settings.dataset)
+        everything = replace(settings, arms=(*settings.arms, *_recorded(settings, records)))
+        before = state(settings, opened, test, everything.arms, sum(
+            is_done(t.folder, opened[t.fold]) or records.holds(t, opened[t.fold].val)
+            for t in trainings(settings)), sys.stderr if plan_only else sys.stdout)
+        if plan_only:
+            return {"plan": [job.staged_line() for job in plan(settings, opened, test)]}
+        return _run(settings, everything, opened, test, before, None if collect_only else jobs)
 
 
-def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], parallel: int) -> dict:
-    """Run what is missing, then collect, compare and write; see `benchmark`."""
-    claim(settings, folds)
+def _run(settings: Settings, everything: Settings, folds: dict[int, Fold], test: dict[str, str],
+         before: dict[str, list[str]], parallel: int | None) -> dict:
+    """Run what is missing, `parallel` trainings at a time, none where that is None; then collect,
+    compare and write. `everything` has all arms that are reported."""
     records = Records.below(settings.out, settings.dataset)
-    everything = replace(settings, arms=(*settings.arms, *_recorded(settings, records)))
-    before = state(settings, folds, test, everything.arms, sum(
-        is_done(t.folder, folds[t.fold]) or records.holds(t, folds[t.fold].val)
-        for t in trainings(settings)))
 
     def record(training: Training) -> None:
-        _record(records, training, folds[training.fold])
+        _record(settings, records, training, folds[training.fold])
 
     for training in trainings(settings):
         fold = folds[training.fold]
         if is_done(training.folder, fold) and not records.holds(training, fold.val):
             record(training)
-    run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record,
-             visible_gpus() if settings.device == "cuda" else ())
+    if parallel is not None:
+        run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record,
+                 visible_gpus() if settings.device == "cuda" else ())
+    missing = [f"{t.arm}, fold {t.fold}, seed {t.seed}" for t in trainings(settings)
+               if not records.holds(t, folds[t.fold].val)]
     check_generators(settings, folds)
     if test:
         _record_external(settings, folds, records, test)
@@ -146,7 +152,8 @@ def _run(settings: Settings, folds: dict[int, Fold], test: dict[str, str], paral
     cases = _by_split(settings, [r for r in rows if r not in stale], folds, test)
     comparisons = {split: compare(found, settings.context(split))
                    for split, found in cases.items() if found or split == "validation"}
-    return _write(everything, settings, folds, comparisons, cases, summaries, before, stale)
+    return _write(everything, settings, folds, comparisons, cases, summaries, before, stale,
+                  missing)
 
 
 def _by_split(settings: Settings, rows: list[dict], folds: dict[int, Fold],
@@ -164,35 +171,18 @@ def _by_split(settings: Settings, rows: list[dict], folds: dict[int, Fold],
     return found
 
 
-def _refuse_overlap(folds: dict[int, Fold]) -> None:
-    """A patient is scored once a seed, by the one network that did not train on it."""
-    of: dict[str, int] = {}
-    for number, fold in folds.items():
-        trained = set(map(fold.info.patient, fold.train))
-        for case in fold.val:
-            if (patient := fold.info.patient(case)) in trained:
-                raise UserError(f"Fold {number} validates on {case} and trains on another stack of "
-                                f"the same patient, {patient} (same_as in lgesynth.json); put both "
-                                "on one side in splits_final.json.")
-        for patient in map(fold.info.patient, fold.val):
-            if of.setdefault(patient, number) != number:
-                raise UserError(f"Folds {of[patient]} and {number} both validate on {patient}, and "
-                                "a patient must count once; name folds in --folds that share no "
-                                "validation case.")
-
-
 def _recorded(settings: Settings, records: Records) -> list[str]:
     """Further arms that are recorded on these folds with these settings."""
-    held = set(map(Variant.of, settings.arms))           # each once, under whichever name
+    held = {settings.recipe(arm) for arm in settings.arms}     # each once, under whichever name
     further = []
     for name in dict.fromkeys(r.get("arm", REFERENCE).removesuffix(FILTERED)
                               for r in read_rows(records.cases)):
         try:
-            variant, recipe = Variant.of(name), settings.recipe(name)
+            recipe = settings.recipe(name)
         except UserError:
             continue                                     # another version's
-        if variant not in held and records.of([(name, recipe)], settings.folds)[0]:
-            held.add(variant)
+        if recipe not in held and records.of([(name, recipe)], settings.folds)[0]:
+            held.add(recipe)
             further.append(name)
     return further
 
@@ -216,10 +206,13 @@ def _refuse_idle(training: Training, summary: dict) -> dict:
     return summary
 
 
-def _record(records: Records, training: Training, fold: Fold) -> None:
-    refuse_leaky_training(training, fold.subset(training.recipe.patients))
-    summary = {**_refuse_idle(training, training_summary(training)), "made_of": made_of(fold)}
+def _record(settings: Settings, records: Records, training: Training, fold: Fold) -> None:
+    patients = training.recipe.patients
+    refuse_leaky_training(training, fold.subset(patients))
+    summary = {**_refuse_idle(training, training_summary(training)),
+               "made_of": made_of(fold, patients)}
     refuse_other_run(training)
+    refuse_other_generator(settings, training, summary["generators"])
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
     records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
                               fold.dataset_json["file_ending"], ignore=_ignored(fold)), [summary])
@@ -252,12 +245,14 @@ def _ignored(fold: Fold) -> int | None:
 
 def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
            comparisons: dict[str, Comparison], cases: dict[str, list[dict]], summaries: list[dict],
-           before: dict[str, list[str]], stale: list[dict]) -> dict:
+           before: dict[str, list[str]], stale: list[dict], missing: list[str]) -> dict:
     """`everything` has all arms that are reported, `settings` those that were asked for; `stale`
-    are rows of other external files than there are now."""
+    are rows of other external files than there are now, `missing` trainings that have not ended."""
     context = settings.context("validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
+    if missing:
+        sentences.append(f"Not ended yet, so in no number: {'; '.join(missing)}.")
     left_out = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}"
                        for r in stale if not r["arm"].endswith(FILTERED)})
     if left_out:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from nnunet_lgesynth.benchmark.collect import Recipe
 from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant
 from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, config_hash
+from nnunet_lgesynth.discovery import add_to_environment, find_trainer, list_trainers
 from nnunet_lgesynth.presets import PRESETS, limited
 
 __all__ = ["ADDABLE", "DEFAULT_PLANS", "Settings", "budget_argv", "injects", "needs_generator",
-           "warm_up_argv"]
+           "painter_of", "warm_up_argv"]
 
 ADDABLE = ("images", "labels")          # may be given later, see `Settings.fixed`
 DEFAULT_PLANS = "nnUNetPlans"
@@ -115,14 +117,25 @@ class Settings:
         return shlex.join(argv)
 
 
+@cache
+def painter_of(trainer: str) -> str | None:
+    """Who paints the scars of a trainer, its class attribute `generator`: None, "paint" or
+    "lgesynth"; None of one that is not of the plugin's kind. `UserError` where there is none."""
+    for arm, own in TRAINERS.items():
+        if trainer.startswith(own) and trainer in dict(list_trainers()):     # spares importing it
+            return None if arm == REFERENCE else arm
+    add_to_environment()
+    return getattr(find_trainer(trainer), "generator", None)
+
+
 def needs_generator(trainer: str) -> bool:
     """Whether a trainer draws from a fitted inpainter (nnUNetTrainerLGESynth and its kin)."""
-    return trainer.startswith(TRAINERS["lgesynth"])
+    return painter_of(trainer) == "lgesynth"
 
 
 def injects(trainer: str) -> bool:
-    """Whether a trainer must have injected something: all of the plugin's but the real-only one."""
-    return trainer.startswith("nnUNetTrainerLGE") and trainer != TRAINERS[REFERENCE]
+    """Whether a trainer must have injected something."""
+    return painter_of(trainer) is not None
 
 
 def budget_argv(settings: Settings) -> list[str]:

@@ -305,7 +305,3 @@ def _stored_frame(frame: Frame, transpose: Sequence[int]) -> Frame:
 
 def _identifiers(folder: Path) -> list[str]:
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-
-
-def _identifiers(folder: Path) -> list[str]:
-    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
