@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import exit_code, result_file
-from nnunet_lgesynth.benchmark.collect import FILTERED, Records
 from nnunet_lgesynth.benchmark.compare import compare, training_rows
 from nnunet_lgesynth.benchmark.markdown import by_arm, markdown_differences, markdown_table
+from nnunet_lgesynth.benchmark.records import FILTERED, Records
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.benchmark.verdict import PRIMARY, proven, verdict
 from nnunet_lgesynth.config import UserError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_lgesynth.benchmark.collect import read_rows
+from nnunet_lgesynth.benchmark.records import read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import dataset_name, nnunet_path
 from nnunet_lgesynth.files import new_folder, write_json

@@ -12,7 +12,8 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from toy_benchmark import NAME, ROLES, finish, fold_folder, go, heart, write_image, write_network
 
-from nnunet_lgesynth.benchmark.collect import collect_cases, read_rows
+from nnunet_lgesynth.benchmark.collect import collect_cases
+from nnunet_lgesynth.benchmark.records import read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles, write_info
 

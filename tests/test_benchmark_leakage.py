@@ -17,8 +17,8 @@ from toy_benchmark import (
     write_network,
 )
 
-from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.fits import check_generators
+from nnunet_lgesynth.benchmark.records import read_rows
 from nnunet_lgesynth.benchmark.settings import Settings
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold

@@ -20,8 +20,8 @@ from toy_benchmark import (
     write_generator,
 )
 
-from nnunet_lgesynth.benchmark.collect import read_rows
 from nnunet_lgesynth.benchmark.power import smallest_effects
+from nnunet_lgesynth.benchmark.records import read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, write_info
 from nnunet_lgesynth.processes import alone

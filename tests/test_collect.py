@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_lgesynth.benchmark.collect import (
+from nnunet_lgesynth.benchmark.collect import collect_cases, training_summary
+from nnunet_lgesynth.benchmark.records import (
     CASE_KEY,
     Recipe,
     Records,
     Training,
-    collect_cases,
     merge_rows,
     read_rows,
-    training_summary,
 )
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Roles

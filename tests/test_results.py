@@ -26,7 +26,7 @@ from benchmarks.tables import (
     whole,
 )
 from nnunet_lgesynth.anatomy.priors import PRIORS
-from nnunet_lgesynth.benchmark.collect import CASE_KEY, TRAINING_KEY, read_rows
+from nnunet_lgesynth.benchmark.records import CASE_KEY, TRAINING_KEY, read_rows
 from nnunet_lgesynth.benchmark.verdict import verdict
 from nnunet_lgesynth.cli import _parser
 

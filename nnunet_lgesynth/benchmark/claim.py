@@ -13,9 +13,9 @@ from typing import TextIO
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_lgesynth.benchmark.collect import Records, read_rows
 from nnunet_lgesynth.benchmark.external import external_info
 from nnunet_lgesynth.benchmark.power import smallest_effects
+from nnunet_lgesynth.benchmark.records import Records, read_rows
 from nnunet_lgesynth.benchmark.settings import ADDABLE, Settings
 from nnunet_lgesynth.benchmark.variants import Variant, is_tested, reference_of
 from nnunet_lgesynth.config import UserError

@@ -37,9 +37,10 @@ from nnunet_lgesynth.benchmark.arms import (
     run_means,
     spread,
 )
-from nnunet_lgesynth.benchmark.collect import FILTERED, LIKENESS, origin_of
+from nnunet_lgesynth.benchmark.collect import LIKENESS
 from nnunet_lgesynth.benchmark.differences import difference_rows
 from nnunet_lgesynth.benchmark.numbers import number_row
+from nnunet_lgesynth.benchmark.records import FILTERED, origin_of
 from nnunet_lgesynth.benchmark.statistics import finite, holm, interval
 from nnunet_lgesynth.benchmark.variants import (
     REFERENCE,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import Training, read_rows
+from nnunet_lgesynth.benchmark.records import Training, read_rows
 from nnunet_lgesynth.benchmark.settings import Settings, needs_generator
 from nnunet_lgesynth.benchmark.variants import Variant
 from nnunet_lgesynth.config import FitConfig, UserError

@@ -11,8 +11,8 @@ from queue import SimpleQueue
 
 from tqdm import tqdm
 
-from nnunet_lgesynth.benchmark.collect import Training
 from nnunet_lgesynth.benchmark.plan import Job
+from nnunet_lgesynth.benchmark.records import Training
 from nnunet_lgesynth.config import UserError
 
 __all__ = ["run_jobs", "visible_gpus"]

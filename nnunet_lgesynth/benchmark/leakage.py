@@ -14,7 +14,8 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import Training, read_labels, read_rows
+from nnunet_lgesynth.benchmark.collect import read_labels
+from nnunet_lgesynth.benchmark.records import Training, read_rows
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path
 from nnunet_lgesynth.judge.checkpoint import validated_cases

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_lgesynth.benchmark.collect import Training, read_labels
+from nnunet_lgesynth.benchmark.collect import read_labels
+from nnunet_lgesynth.benchmark.records import Training
 from nnunet_lgesynth.benchmark.variants import file_name, is_tested, reference_of
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.dataset.case import Fold, nnunet_path

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import ENSEMBLE, Records, Training
 from nnunet_lgesynth.benchmark.fits import (
     Generator,
     generator_of,
@@ -26,6 +25,7 @@ from nnunet_lgesynth.benchmark.fits import (
     stock_fold,
 )
 from nnunet_lgesynth.benchmark.leakage import refuse_leaky_training
+from nnunet_lgesynth.benchmark.records import ENSEMBLE, Records, Training
 from nnunet_lgesynth.benchmark.settings import (
     DEFAULT_PLANS,
     Settings,
@@ -70,7 +70,7 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
     """The missing jobs in the order they can run.
 
     `folds` maps each fold to its cases; `external` are the cases of the external test set. What is
-    recorded in the output folder is not missing, see `collect.Records`.
+    recorded in the output folder is not missing, see `records.Records`.
     """
     records = Records.below(settings.out, settings.dataset)
     unmade = {(t.arm, t.fold, t.seed) for members, together in ensembles(settings)

@@ -11,8 +11,8 @@ import numpy as np
 
 from nnunet_lgesynth.anatomy.aha import SEGMENTS
 from nnunet_lgesynth.benchmark.arms import patient_of
-from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.page import ACCENT, INK, plot, section
+from nnunet_lgesynth.benchmark.records import FILTERED
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, is_tested, reference_of
 from nnunet_lgesynth.benchmark.verdict import PRIMARY
 from nnunet_lgesynth.config import InjectionConfig

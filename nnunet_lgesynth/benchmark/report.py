@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark import plots
 from nnunet_lgesynth.benchmark.arms import COUNTS, UNITS
-from nnunet_lgesynth.benchmark.collect import FILTERED
 from nnunet_lgesynth.benchmark.compare import Comparison
 from nnunet_lgesynth.benchmark.markdown import (
     ARM_COLUMNS,
@@ -37,6 +36,7 @@ from nnunet_lgesynth.benchmark.page import (
     verdict,
     write_page,
 )
+from nnunet_lgesynth.benchmark.records import FILTERED
 from nnunet_lgesynth.benchmark.variants import reference_of
 
 __all__ = ["Report", "write_report"]

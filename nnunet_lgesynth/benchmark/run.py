@@ -23,15 +23,7 @@ from pathlib import Path
 
 from nnunet_lgesynth.benchmark.audits import audit_generators
 from nnunet_lgesynth.benchmark.claim import FILE, claim, claimed, made_of, state
-from nnunet_lgesynth.benchmark.collect import (
-    FILTERED,
-    Records,
-    Training,
-    collect_cases,
-    origin_of,
-    read_rows,
-    training_summary,
-)
+from nnunet_lgesynth.benchmark.collect import collect_cases, training_summary
 from nnunet_lgesynth.benchmark.compare import (
     Comparison,
     compare,
@@ -57,6 +49,7 @@ from nnunet_lgesynth.benchmark.plan import (
     plan,
     trainings,
 )
+from nnunet_lgesynth.benchmark.records import FILTERED, Records, Training, origin_of, read_rows
 from nnunet_lgesynth.benchmark.report import Report, write_report
 from nnunet_lgesynth.benchmark.settings import Settings, injects
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, canonical, file_name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nnunet_lgesynth.benchmark.collect import Recipe
+from nnunet_lgesynth.benchmark.records import Recipe
 from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant
 from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, config_hash
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer, list_trainers

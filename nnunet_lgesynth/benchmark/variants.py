@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
 
-from nnunet_lgesynth.benchmark.collect import FILTERED
+from nnunet_lgesynth.benchmark.records import FILTERED
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.presets import PRESETS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nnunet_lgesynth.benchmark.collect import FILTERED
+from nnunet_lgesynth.benchmark.records import FILTERED
 from nnunet_lgesynth.benchmark.statistics import SIGNIFICANCE
 from nnunet_lgesynth.benchmark.variants import (
     REFERENCE,
