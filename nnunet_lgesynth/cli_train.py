@@ -97,6 +97,8 @@ def train(arguments) -> int:
     for flag in ("p", "device", *NNUNET_FLAGS):
         if (value := getattr(arguments, flag)) is not None:
             sys.argv += [f"-{flag}", value]
+    if "--c" in sys.argv and _has_ended(arguments):
+        sys.argv[sys.argv.index("--c")] = "--val"       # --c would start synthesis for no epoch
     try:
         run_training_entry()
     except SystemExit as stop:
@@ -106,6 +108,15 @@ def train(arguments) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def _has_ended(arguments) -> bool:
+    """Whether nothing but the validation may be left to do."""
+    from nnunet_lgesynth.dataset.case import dataset_name, fold_folder, nnunet_path
+
+    folder = fold_folder(nnunet_path("nnUNet_results"), dataset_name(arguments.dataset),
+                         arguments.tr, arguments.p, arguments.configuration, arguments.fold)
+    return (folder / "checkpoint_final.pth").is_file()
 
 
 def add_benchmark(commands) -> None:

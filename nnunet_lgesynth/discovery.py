@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nnunet_lgesynth.config import InjectionConfig, UserError
 
-__all__ = ["VARIABLE", "add_to_environment", "find_trainer", "in_environment", "list_trainers",
-           "trainers_folder"]
+__all__ = ["VARIABLE", "add_to_environment", "find_trainer", "in_environment", "is_ours",
+           "list_trainers", "trainers_folder"]
 
 VARIABLE = "nnUNet_extTrainer"
 
@@ -58,6 +58,11 @@ def add_to_environment() -> None:
         os.environ[VARIABLE] = os.pathsep.join([*entries, str(trainers_folder())])
 
 
+def is_ours(trainer: type) -> bool:
+    """Whether a trainer is of the plugin's kind, without importing that."""
+    return isinstance(getattr(trainer, "injection", None), InjectionConfig)
+
+
 def find_trainer(name: str, ours_only: Sequence[str] = ()) -> type:
     """The trainer's class, by nnU-Net's own lookup.
 
@@ -76,7 +81,7 @@ def find_trainer(name: str, ours_only: Sequence[str] = ()) -> type:
         raise UserError(f"nnU-Net cannot look for {name!r}: a file in its trainer folder or in "
                         f"{VARIABLE}={os.environ.get(VARIABLE, '')} does not import ({error!r}); "
                         "mend it or take its folder out.") from error
-    if ours_only and not isinstance(getattr(trainer, "injection", None), InjectionConfig):
+    if ours_only and not is_ours(trainer):
         raise UserError(f"{', '.join(ours_only)}: {name} has its own numbers, only the plugin's "
                         "trainers obey such flags; drop them, or choose nnUNetTrainerLGEReal.")
     return trainer

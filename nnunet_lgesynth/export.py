@@ -18,7 +18,7 @@ import torch
 
 from nnunet_lgesynth.benchmark.records import read_rows
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.case import dataset_name, nnunet_path
+from nnunet_lgesynth.dataset.case import dataset_name, fold_folder, nnunet_path
 from nnunet_lgesynth.files import new_folder, write_json
 from nnunet_lgesynth.judge.checkpoint import (
     CHECKPOINT,
@@ -51,19 +51,19 @@ def export(dataset: int | str, configuration: str, folds: Sequence[int | str], t
         raise UserError(f"{trainer} is not a trainer of this plugin, so there is nothing to change "
                         "in its folder; give nnU-Net that folder itself, or another -tr.")
     name = dataset_name(dataset)
-    model = nnunet_path("nnUNet_results") / name / f"{trainer}__{plans}__{configuration}"
     told = {"dataset": name, "configuration": configuration, "plans": plans, "trainer": trainer,
             "versions": versions(), "date": date.today().isoformat(), "folds": {}}
     with new_folder(out) as folder:
         for fold in folds:
-            source = model / f"fold_{fold}"
+            source = fold_folder(nnunet_path("nnUNet_results"), name, trainer, plans, configuration,
+                                 fold)
             state = read_checkpoint(source / checkpoint, source)
             told["folds"][str(fold)] = _origin(source, state, checkpoint)
             (folder / source.name).mkdir()
             torch.save(_stock(state), folder / source.name / CHECKPOINT)
         for file in ("dataset.json", "plans.json"):
-            read_json(model / file, source)            # both are there and JSON
-            shutil.copy(model / file, folder / file)
+            read_json(source.parent / file, source)            # both are there and JSON
+            shutil.copy(source.parent / file, folder / file)
         write_json(folder / PROVENANCE, told)
     return Path(out)
 

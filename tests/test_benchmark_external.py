@@ -185,6 +185,41 @@ def test_a_prediction_that_was_not_recorded_is_of_the_image_that_it_saw(workspac
     assert read_rows(external()["cases"]) == first
 
 
+def test_what_is_not_predicted_yet_is_named(workspace, external):
+    finish(workspace, "paint", 2, 0.4)
+    both = {"images": workspace / "images", "labels": workspace / "labels"}
+    go(workspace)
+    shutil.rmtree(fold_folder(workspace, "paint"))
+    outcome = go(workspace, collect_only=True, **both)
+    assert ("Not ended yet, so in no number: paint, fold 0, seed 0, on the external images."
+            in outcome["sentences"])
+    assert {r["arm"] for r in outcome["rows"] if r["split"].startswith("external")} == {
+        "real", "real+filter"}
+    assert len(go(workspace, plan_only=True, **both)["plan"]) == 1
+
+
+def test_all_rows_of_a_training_are_of_one_network(workspace, external):
+    """Here of the one that was trained again, after the recorded one's folder was lost."""
+    finish(workspace, "real", 8, 0.0)
+    write_network(fold_folder(workspace, "real"))
+    go(workspace, ["real"])
+    finish(workspace, "real", 2, 0.0)
+    write_network(fold_folder(workspace, "real"))
+
+    def missed(outcome) -> float:
+        return next(r["dice"] for r in read_rows(outcome["cases"])
+                    if (r["arm"], r["case"]) == ("real", "v0"))
+    assert missed(go(workspace, ["real"])) == pytest.approx(24 / 32)      # as recorded
+    assert missed(external()) == pytest.approx(36 / 38)                   # as predicted now
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device that must be missing")
+def test_images_that_cannot_be_predicted_here_are_one_sentence(workspace, external):
+    with pytest.raises(UserError, match="-device cuda: this machine has none"):
+        external(device="cuda", collect_only=True)
+    assert read_rows(workspace / "out" / f"cases_{NAME}.jsonl")           # the rest is recorded
+
+
 def test_stacks_of_one_patient_count_once(workspace, external):
     for kind, name in (("images", "e{}_0000.nii.gz"), ("labels", "e{}.nii.gz")):
         shutil.copy(workspace / kind / name.format(0), workspace / kind / name.format(1))

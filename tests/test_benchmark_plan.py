@@ -10,7 +10,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toy_benchmark import NAME, PLANS, finish, fold_folder, go, words
+from toy_benchmark import (
+    NAME,
+    PLANS,
+    fill_pool,
+    finish,
+    fold_folder,
+    go,
+    words,
+    write_generator,
+    write_network,
+)
 from waiting import until
 
 from nnunet_lgesynth.benchmark.jobs import run_jobs, visible_gpus
@@ -19,6 +29,7 @@ from nnunet_lgesynth.benchmark.settings import Settings, injects, painter_of
 from nnunet_lgesynth.config import UserError
 from nnunet_lgesynth.discovery import find_trainer, list_trainers
 from nnunet_lgesynth.generators.fitted import generator_folder
+from nnunet_lgesynth.judge.segmenter import Segmenter
 from nnunet_lgesynth.processes import sigterm_as_exit
 
 
@@ -126,13 +137,16 @@ def test_a_trainer_of_ones_own_is_what_its_class_says(workspace, monkeypatch):
         assert painter_of(name) == find_trainer(name).generator
     own = workspace / "own"
     own.mkdir()
+    (own / "nnUNetTrainerAlike.py").write_text(          # a word of its own means nothing to us
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class nnUNetTrainerAlike(nnUNetTrainer):\n    generator = 'lgesynth'\n")
     for name, painter in (("Inpaints", "lgesynth"), ("Paints", "paint"), ("Plain", None)):
         (own / f"nnUNetTrainer{name}.py").write_text(
             "from nnunet_lgesynth.trainer import LGESynthTrainer\n\n\n"
             f"class nnUNetTrainer{name}(LGESynthTrainer):\n    generator = {painter!r}\n")
     monkeypatch.setenv("nnUNet_extTrainer", str(own))
     arms = ["real", "nnUNetTrainerInpaints", "nnUNetTrainerPaints:p=1", "nnUNetTrainerPlain",
-            "nnUNetTrainer"]
+            "nnUNetTrainerAlike"]
     settings = Settings(NAME, "2d", tuple(arms), (0,), 1, workspace, preset="demo")
     assert [settings.recipe(arm).preset for arm in arms] == [None, "demo", None, None, None]
     assert [injects(settings.recipe(arm).trainer) for arm in arms] == [False, True, True, False,
@@ -165,6 +179,17 @@ def test_the_plan_resumes_what_was_interrupted(workspace):
     assert words(go(workspace, ["real"], plan_only=True)["plan"][0])[1][-1] == "--val"
     (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
     assert words(go(workspace, ["real"], plan_only=True)["plan"][0])[1][-1] == "--c"
+
+
+def test_an_interrupted_training_does_not_go_on_with_another_generator(workspace):
+    judge = write_network(fold_folder(workspace, "real"))
+    reward = {"checkpoint": str(judge), "hash": Segmenter.load_fold(judge.parent, "cpu").hash}
+    write_generator(workspace, hash="abc", reward=reward)
+    fill_pool(workspace, "lgesynth")                          # by generator abc
+    assert "--c" in go(workspace, ["lgesynth"], plan_only=True)["plan"][-1]
+    write_generator(workspace, hash="def", reward=reward)     # fitted anew since
+    with pytest.raises(UserError, match=r"by generator abc, but \S+ holds def; .* or remove"):
+        go(workspace, ["lgesynth"], plan_only=True)
 
 
 @pytest.mark.parametrize("change, message", [

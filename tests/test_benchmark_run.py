@@ -246,9 +246,11 @@ def test_what_has_ended_is_reported_while_the_rest_has_not(workspace):
     outcome = go(workspace, collect_only=True)
     missing = "Not ended yet, so in no number: paint, fold 0, seed 0."
     assert missing in outcome["sentences"] and missing in outcome["report"].read_text()
+    assert outcome["verdict"].startswith("Preliminary, not all has ended. No comparison")
     finish(workspace, "paint", 2, 0.4)
     outcome = go(workspace, collect_only=True)
     assert not any("Not ended" in sentence for sentence in outcome["sentences"])
+    assert outcome["verdict"].startswith("No evidence")
     assert {"real", "paint"} <= {r["arm"] for r in outcome["rows"]}
 
 
@@ -261,8 +263,9 @@ def test_a_row_that_is_there_twice_counts_once_and_two_that_differ_are_refused(w
     for name in ("cases", "trainings"):
         path = workspace / "out" / f"{name}_{NAME}.jsonl"
         rows = read_rows(path)
+        older = [{k: v for k, v in r.items() if k not in ("patient", "made_of")} for r in rows]
         path.write_text("".join(json.dumps(r) + "\n" for r in [
-            *rows, *({**r, "date": "2026-01-01"} for r in rows)]))
+            *rows, *({**r, "date": "2026-01-01", "commit": "older"} for r in older)]))
     again = go(workspace, ["real", "lgesynth"])
 
     def values(outcome):
@@ -271,7 +274,8 @@ def test_a_row_that_is_there_twice_counts_once_and_two_that_differ_are_refused(w
     path = workspace / "out" / f"cases_{NAME}.jsonl"
     rows = read_rows(path)
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {**rows[0], "dice": 0.123}]))
-    with pytest.raises(UserError, match=r"two rows that differ for real, 0, 0, \w+, validation, v"):
+    with pytest.raises(UserError, match=(
+            r"two rows for real, 0, 0, \w+, validation, v0 that differ in dice: of two")):
         go(workspace, ["real", "lgesynth"])
 
 
@@ -294,9 +298,11 @@ def test_scars_by_a_generator_of_another_preset_are_refused(workspace):
     finish(workspace, "lgesynth", 2, 0.4)
     fill_pool(workspace, "lgesynth")                         # by generator abc
     write_generator(workspace, hash="abc")
-    with pytest.raises(UserError, match=r"painted by generator abc, but \S+roi-cpu\S+ holds none; "
-                                        "name the --preset"):
-        go(workspace, ["real", "lgesynth"], preset="roi-cpu")
+    with pytest.raises(UserError, match=r"painted by generator abc, and \S+roi-cpu\S+ holds none; "
+                                        "put it back, name the --preset"):
+        go(workspace, ["lgesynth", "real"], preset="roi-cpu")
+    rows = read_rows(workspace / "out" / f"cases_{NAME}.jsonl")
+    assert {r["arm"] for r in rows} == {"real", "real+filter"}            # which had ended, too
     shutil.rmtree(workspace / "out" / "audits", ignore_errors=True)
     for name in ("benchmark.json", f"cases_{NAME}.jsonl", f"trainings_{NAME}.jsonl"):
         (workspace / "out" / name).unlink()
@@ -305,6 +311,38 @@ def test_scars_by_a_generator_of_another_preset_are_refused(workspace):
         go(workspace, ["real", "lgesynth"])
     write_generator(workspace, hash="abc")
     assert "lgesynth" in {r["arm"] for r in go(workspace, ["real", "lgesynth"])["rows"]}
+
+
+def test_a_pool_of_two_generators_is_no_arms(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "lgesynth", 2, 0.4)
+    fill_pool(workspace, "lgesynth")
+    write_generator(workspace, hash="def")
+    path = fold_folder(workspace, "lgesynth") / "lgesynth_pool" / "manifest.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first.replace('"abc"', '"def"'), *others]) + "\n")
+    with pytest.raises(UserError, match="by generator abc, def: another one was fitted while it"):
+        go(workspace, ["real", "lgesynth"])
+
+
+def test_a_recorded_arm_whose_trainer_is_not_found_here_is_not_dropped(workspace):
+    finish(workspace, "real", 8, 0.0)
+    finish(workspace, "paint", 2, 0.4)
+    go(workspace)
+    path = workspace / "out" / f"cases_{NAME}.jsonl"
+    path.write_text(path.read_text().replace('"arm": "paint', '"arm": "nnUNetTrainerElsewhere'))
+    with pytest.raises(UserError, match="finds no trainer 'nnUNetTrainerElsewhere'"):
+        go(workspace, ["real"])
+
+
+def test_what_has_begun_to_train_fixes_the_settings(workspace):
+    go(workspace, ["real"], plan_only=True)
+    go(workspace, ["real"], plan_only=True, epochs=3)        # nothing has begun
+    folder = fold_folder(workspace, "real")
+    folder.mkdir(parents=True)
+    (folder / "lgesynth.jsonl").write_text('{"epoch": 0}\n')
+    with pytest.raises(UserError, match="epochs 3 -> 2"):
+        go(workspace, ["real"], plan_only=True)
 
 
 def test_a_training_on_other_patients_of_the_fold_is_not_this_arms(workspace):

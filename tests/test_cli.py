@@ -12,6 +12,7 @@ from tiny_training import enter_nnunet, write_tiny_training
 
 from nnunet_lgesynth import __version__
 from nnunet_lgesynth.cli import main
+from nnunet_lgesynth.dataset.case import fold_folder, nnunet_path
 from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, Roles, read_info, write_info
 
 COMMANDS = ("demo", "convert", "roles", "doctor", "anatomy", "trainers", "fit", "synthesize",
@@ -207,6 +208,31 @@ def test_train_hands_everything_to_nnunet_and_finds_our_trainers(fold, monkeypat
     assert told == {"EPOCHS": "3", "SEED": "0", "PROBABILITY": "0.25"}
     assert Path(seen["environment"]["nnUNet_extTrainer"].split(os.pathsep)[-1]).is_dir()
     assert sys.argv == before
+    folder = fold_folder(nnunet_path("nnUNet_results"), fold.dataset, "nnUNetTrainerLGEPaint",
+                         "nnUNetPlans", "2d", "all")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_final.pth").write_bytes(b"")        # nothing is left but to validate
+    assert main(["train", "116", "2d", "all", "-tr", "nnUNetTrainerLGEPaint", "-device", "cpu",
+                 "--c"]) == 0
+    assert "--val" in seen["argv"] and "--c" not in seen["argv"]
+
+
+def test_the_benchmarks_flags_reach_it(nnunet, monkeypatch, capsys):
+    seen = {}
+
+    def compared(*_, **told):
+        seen.update(told)
+        return {"plan": ["a line"], "verdict": "No evidence.", "report": "report.html"}
+    monkeypatch.setattr("nnunet_lgesynth.benchmark.run.benchmark", compared)
+    for flag, told, printed in (("--collect", (False, True), "No evidence."),
+                                ("--plan", (True, False), "a line"),
+                                ("--ensemble", (False, False), "No evidence.")):
+        assert main(["benchmark", "-d", "116", "-o", "out", flag]) == 0
+        assert (seen["plan_only"], seen["collect_only"]) == told
+        assert printed in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", "-d", "116", "-o", "out", "--plan", "--collect"])
+    assert "--collect: not allowed with argument --plan" in capsys.readouterr().err
 
 
 def test_train_takes_nnunets_flags_in_any_order(fold, monkeypatch):

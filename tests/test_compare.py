@@ -439,6 +439,19 @@ def test_a_gain_must_stand_the_correction_over_arms_and_metrics():
     assert not [r for r in many.rows if "detectable" in r["metric"]]
 
 
+def test_an_early_look_is_corrected_over_the_arms_that_are_to_come():
+    rows = cohort(0.015)
+    alone, early = compare(rows, CONTEXT, 200), compare(rows, CONTEXT, 200, absent=["lgesynth"])
+    raw = number(alone, "paint", "dice_tp_p_vs_real")["value"]
+    slices = number(alone, "paint", "slice_auroc_p_vs_real")["value"]
+    assert raw < 0.2 and slices == 1.0                   # two primary metrics are defined
+    assert number(alone, "paint", "dice_tp_p_holm_vs_real")["value"] == pytest.approx(2 * raw)
+    assert number(early, "paint", "dice_tp_p_holm_vs_real")["value"] == pytest.approx(4 * raw)
+    assert (number(early, "paint", "dice_tp_detectable_vs_real")["value"]
+            > number(alone, "paint", "dice_tp_detectable_vs_real")["value"])
+    assert not any(r["arm"].startswith("lgesynth") for r in early.rows)
+
+
 def test_patients_who_did_not_change_show_nothing():
     """Flips of their signs are none: three who changed have no p below 0.25."""
     rows = cohort(0.1, n=9)

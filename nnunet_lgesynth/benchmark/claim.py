@@ -131,7 +131,8 @@ def _holds_results(settings: Settings) -> bool:
     """Whether anything was trained or recorded that other settings would mix with."""
     records = Records.below(settings.out, settings.dataset)
     return (any(path.is_file() for path in (records.cases, records.trainings))
-            or any(settings.out.glob("seed_*/nnUNet_results/*/*/fold_*/checkpoint_*.pth")))
+            or any(any(settings.out.glob(f"seed_*/nnUNet_results/*/*/fold_*/{name}"))
+                   for name in ("checkpoint_*.pth", "lgesynth.jsonl")))
 
 
 def _read(path: Path) -> dict:

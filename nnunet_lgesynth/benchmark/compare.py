@@ -21,7 +21,7 @@ scar against those without (`STRATIFIED`) are resampled among each apart: no res
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,8 @@ class Comparison:
     verdict: list[str]
 
 
-def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comparison:
+def compare(cases: Iterable[dict], context: dict, resamples: int = 2000,
+            absent: Sequence[str] = ()) -> Comparison:
     """Compare the arms of one split.
 
     Parameters
@@ -72,6 +73,8 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
     context : every number row's benchmark, dataset, split and command; device, versions and date
         are those of the rows a number is made of.
     resamples : of the bootstrap; permutation tests that are not exhaustive take five times as many.
+    absent : further arms that were asked for and have no rows yet: their tests count, so that an
+        early look has no milder correction.
     """
     by_arm: dict[str, list[dict]] = {}
     for row in mark_small(cases):
@@ -80,9 +83,11 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
         raise UserError("There are no per-case rows to compare; name a finished fold and seed.")
     _refuse_two_patients(row for found in by_arm.values() for row in found)
     rows, patients, uneven = [], [], []
-    tests = tests_of(by_arm, sum(metric not in PER_PATIENT or any(
+    defined = sum(metric not in PER_PATIENT or any(
         row.get(metric) is not None for found in by_arm.values() for row in found)
-        for metric in PRIMARY))
+        for metric in PRIMARY)
+    tests = tests_of([*by_arm, *absent], defined)
+    to_come = tests - tests_of(by_arm, defined)
     for name, arm_rows in by_arm.items():
         arm, about = Arm.of(arm_rows), _about(name, arm_rows, context)
         rows += _arm_rows(arm, about, resamples)
@@ -99,7 +104,7 @@ def compare(cases: Iterable[dict], context: dict, resamples: int = 2000) -> Comp
                 rows += difference_rows(
                     arm_rows, by_arm[reference], reference, both, resamples,
                     tests if reference == corrected and is_tested(name) else None)
-    rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered)]
+    rows += [row for filtered in (False, True) for row in _holm_rows(rows, filtered, to_come)]
     notes = [f"Not every patient has every seed in {', '.join(uneven)}: the spread between seeds "
              "is of those who have."] * bool(uneven)
     return Comparison(rows, patients, [*verdict(rows), *notes])
@@ -183,13 +188,14 @@ def _real_pass_rows(rows: list[dict], about: dict) -> list[dict]:
     return [number_row(about, "qc_pass_real", passed, n=len(found))]
 
 
-def _holm_rows(rows: list[dict], filtered: bool) -> list[dict]:
-    """Corrected p values of the primary metrics, over metrics and all arms, filtered or not."""
+def _holm_rows(rows: list[dict], filtered: bool, to_come: int) -> list[dict]:
+    """Corrected p values of the primary metrics, over metrics and all arms, filtered or not, and
+    over the tests that are `to_come`."""
     family = [r for metric in PRIMARY for r in rows
               if r["metric"] == f"{metric}_p_vs_{reference_of(r['arm'])}"
               and is_tested(r["arm"]) and r["arm"].endswith(FILTERED) == filtered]
     return [{**row, "metric": row["metric"].replace("_p_vs_", "_p_holm_vs_"), "value": finite(p)}
-            for row, p in zip(family, holm([r["value"] for r in family]))]
+            for row, p in zip(family, holm([*(r["value"] for r in family), *[1.0] * to_come]))]
 
 
 def _about(arm: str, rows: list[dict], context: dict) -> dict:

@@ -23,6 +23,7 @@ from nnunet_lgesynth.dataset.case import Fold, label_values
 from nnunet_lgesynth.dataset.roles import FILE_NAME, DatasetInfo, read_info
 from nnunet_lgesynth.discovery import add_to_environment
 from nnunet_lgesynth.files import write_json
+from nnunet_lgesynth.pool.generator import usable_device
 
 __all__ = ["external_cases", "external_info", "predict_external"]
 
@@ -112,11 +113,10 @@ def predict_external(folders: Sequence[Path], images: Path, files: Mapping[str, 
     if not missing:
         return out
     add_to_environment()      # the trainer class is looked up again
-    import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     out.mkdir(parents=True, exist_ok=True)
-    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    predictor = nnUNetPredictor(device=usable_device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
         str(folders[0].parent), use_folds=tuple(f.name.removeprefix("fold_") for f in folders))
     with tempfile.TemporaryDirectory(dir=out) as partial:      # a kill leaves no half prediction

@@ -10,12 +10,14 @@ from nnunet_lgesynth.benchmark.records import Training, read_rows
 from nnunet_lgesynth.benchmark.settings import Settings, needs_generator
 from nnunet_lgesynth.benchmark.variants import Variant
 from nnunet_lgesynth.config import FitConfig, UserError
-from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.dataset.case import Fold, fold_folder, nnunet_path
 from nnunet_lgesynth.generators.fitted import RECORD, generator_folder, is_fitted, read_fitted
+from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.generator import refuse_leak, refuse_other_settings
+from nnunet_lgesynth.pool.store import read_manifest
 
-__all__ = ["Generator", "check_generators", "generator_of", "generators", "refuse_lost_judge",
-           "refuse_other_generator", "stock_fold"]
+__all__ = ["Generator", "check_generators", "generator_of", "generators", "painters",
+           "refuse_lost_judge", "refuse_other_generator", "stock_fold"]
 
 STOCK = "nnUNetTrainer"
 
@@ -84,18 +86,29 @@ def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: boo
                             f"{len(fold.train)} training cases of the arm alone; {remedy}.")
 
 
+def painters(training: Training) -> list[str]:
+    """Hashes of the generators that a training's pool tells of."""
+    pools = sorted(training.folder.glob(f"{POOL_FOLDER}*"))
+    return sorted({str(line["generator"]) for pool in pools for line in read_manifest(pool)})
+
+
 def refuse_other_generator(settings: Settings, training: Training, painted: list[str]) -> None:
-    """Refuse a training whose scars were `painted` by generators that are not the one of its arm's
-    preset: they would be recorded under a wrong name."""
+    """Refuse a training whose scars were `painted` by other generators, by their hashes, than the
+    one of its arm's preset: they would be recorded under a wrong name."""
     if not needs_generator(training.recipe.trainer) or not painted:
         return
     folder = generator_of(settings, training.fold, training.arm).folder
-    there = read_fitted(folder, "hash")["hash"] if is_fitted(folder) else None
-    if painted != [there]:
-        raise UserError(f"The scars of arm {training.arm}, fold {training.fold}, seed "
-                        f"{training.seed}, were painted by generator {', '.join(painted)}, but "
-                        f"{folder} holds {there or 'none'}; name the --preset that it was trained "
-                        f"with, or remove {training.folder} and run again.")
+    told = (f"The scars of arm {training.arm}, fold {training.fold}, seed {training.seed}, were "
+            f"painted by generator {', '.join(painted)}")
+    anew = f"remove {training.folder} and run again"
+    if len(painted) > 1:
+        raise UserError(f"{told}: another one was fitted while it trained; {anew}.")
+    if not is_fitted(folder):
+        raise UserError(f"{told}, and {folder} holds none; put it back, name the --preset that it "
+                        f"was trained with, or {anew}.")
+    if painted != [there := read_fitted(folder, "hash")["hash"]]:
+        raise UserError(f"{told}, but {folder} holds {there}; name the --preset that it was "
+                        f"trained with, or {anew}.")
 
 
 def refuse_lost_judge(settings: Settings, generator: Generator) -> None:
@@ -112,5 +125,5 @@ def refuse_lost_judge(settings: Settings, generator: Generator) -> None:
 
 def stock_fold(settings: Settings, fold: int) -> Path:
     """Where nnU-Net's own trainer leaves the real-only network of a fold."""
-    return (nnunet_path("nnUNet_results") / settings.dataset
-            / f"{STOCK}__{settings.plans}__{settings.planar}" / f"fold_{fold}")
+    return fold_folder(nnunet_path("nnUNet_results"), settings.dataset, STOCK, settings.plans,
+                       settings.planar, fold)

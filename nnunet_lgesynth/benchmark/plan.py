@@ -21,7 +21,9 @@ from nnunet_lgesynth.benchmark.fits import (
     Generator,
     generator_of,
     generators,
+    painters,
     refuse_lost_judge,
+    refuse_other_generator,
     stock_fold,
 )
 from nnunet_lgesynth.benchmark.leakage import refuse_leaky_training
@@ -35,7 +37,7 @@ from nnunet_lgesynth.benchmark.settings import (
     warm_up_argv,
 )
 from nnunet_lgesynth.benchmark.variants import REFERENCE, Variant, file_name
-from nnunet_lgesynth.dataset.case import Fold, nnunet_path
+from nnunet_lgesynth.dataset.case import Fold, fold_folder, nnunet_path
 from nnunet_lgesynth.discovery import add_to_environment, find_trainer
 from nnunet_lgesynth.generators.fitted import is_fitted
 from nnunet_lgesynth.pool.generator import judge_of
@@ -83,6 +85,8 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
                     and (training.arm, training.fold, training.seed) not in unmade)
         if (training.folder / "checkpoint_final.pth").is_file():
             refuse_leaky_training(training, fold.subset(training.recipe.patients))
+        elif not recorded:
+            refuse_other_generator(settings, training, painters(training))
         if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
     for generator in dict.fromkeys(generator_of(settings, j.training.fold, j.training.arm)
@@ -161,8 +165,8 @@ def check_trainers(settings: Settings) -> None:
 
 def _training(settings: Settings, arm: str, fold: int, seed: int) -> Training:
     recipe = settings.recipe(arm)
-    folder = (_results(settings, seed, Variant.of(arm)) / settings.dataset
-              / f"{recipe.trainer}__{settings.plans}__{settings.configuration}" / f"fold_{fold}")
+    folder = fold_folder(_results(settings, seed, Variant.of(arm)), settings.dataset,
+                         recipe.trainer, settings.plans, settings.configuration, fold)
     return Training(arm, fold, seed, folder, recipe, settings.device)
 
 

@@ -22,6 +22,7 @@ ENSEMBLE = -1            # in the place of a fold's number: all folds of the ben
 FILTERED = "+filter"     # suffix of the arm that is post-processed by the volume filter
 CASE_KEY = ("arm", "fold", "seed", "config_hash", "split", "case")
 TRAINING_KEY = CASE_KEY[:4]
+ORIGIN = {"commit", "date", "device", "versions", "made_of"}     # made_of is compared with the data
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,21 @@ def merge_rows(path: Path, rows: Iterable[dict], key: Sequence[str]) -> list[dic
 
 
 def _by_key(path: Path, key: Sequence[str]) -> dict[tuple, dict]:
-    """{key: row} of a file; `UserError` where two rows of one key differ in more than their date,
-    since no one could tell which is right."""
+    """{key: row} of a file; `UserError` where two rows of one key differ in what both tell, but for
+    where they come from: no one could say which is right."""
     found: dict[tuple, dict] = {}
     for row in read_rows(path):
         for lacking in (k for k in key if k not in row):
             raise UserError(f"{path} has a row without {lacking!r}; it is not a benchmark's, or an "
                             "older version's: move it away.")
         named = tuple(row[k] for k in key)
-        if {**found.setdefault(named, row), "date": None} != {**row, "date": None}:
-            raise UserError(f"{path} has two rows that differ for {', '.join(map(str, named))}: of "
-                            "two trainings, or from two machines; delete those that are not meant.")
+        known = found.setdefault(named, row)
+        differ = sorted(k for k in {*known} & {*row} - ORIGIN if known[k] != row[k])
+        if differ:
+            raise UserError(f"{path} has two rows for {', '.join(map(str, named))} that differ in "
+                            f"{', '.join(differ)}: of two trainings, or of two machines; delete "
+                            "what is not meant.")
+        found[named] = {**known, **row}
     return found
 
 

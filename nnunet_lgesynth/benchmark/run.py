@@ -125,10 +125,16 @@ def _run(settings: Settings, everything: Settings, folds: dict[int, Fold], test:
     def record(training: Training) -> None:
         _record(settings, records, training, folds[training.fold])
 
+    refused = None
     for training in trainings(settings):
         fold = folds[training.fold]
         if is_done(training.folder, fold) and not records.holds(training, fold.val):
-            record(training)
+            try:
+                record(training)
+            except UserError as error:         # the others have ended, too: none of them is lost
+                refused = refused or error
+    if refused is not None:
+        raise refused
     if parallel is not None:
         run_jobs(plan(settings, folds, test), settings.out / "logs", parallel, record,
                  visible_gpus() if settings.device == "cuda" else ())
@@ -136,15 +142,16 @@ def _run(settings: Settings, everything: Settings, folds: dict[int, Fold], test:
                if not records.holds(t, folds[t.fold].val)]
     check_generators(settings, folds)
     if test:
-        _record_external(settings, folds, records, test)
+        missing += _record_external(settings, folds, records, test)
     recipes = [*((arm, settings.recipe(arm)) for arm in everything.arms),
                *((together.arm, together.recipe) for _, together in ensembles(everything))]
     rows, summaries = records.of(recipes, settings.folds)
     rows.sort(key=lambda r: everything.arms.index(r["arm"].removesuffix(FILTERED)))   # as asked
     stale = [r for r in rows if r["case"] in test and r.get("files") not in (None, test[r["case"]])]
     cases = _by_split(settings, [r for r in rows if r not in stale], folds, test)
-    comparisons = {split: compare(found, settings.context(split))
-                   for split, found in cases.items() if found or split == "validation"}
+    comparisons = {split: compare(found, settings.context(split), absent=[
+        arm for arm in everything.arms if arm not in {r["arm"] for r in found}])
+        for split, found in cases.items() if found or split == "validation"}
     return _write(everything, settings, folds, comparisons, cases, summaries, before, stale,
                   missing)
 
@@ -171,9 +178,10 @@ def _recorded(settings: Settings, records: Records) -> list[str]:
     for name in dict.fromkeys(r.get("arm", REFERENCE).removesuffix(FILTERED)
                               for r in read_rows(records.cases)):
         try:
-            recipe = settings.recipe(name)
+            Variant.of(name)
         except UserError:
             continue                                     # another version's
+        recipe = settings.recipe(name)                   # refuses where its trainer is not found
         if recipe not in held and records.of([(name, recipe)], settings.folds)[0]:
             held.add(recipe)
             further.append(name)
@@ -212,8 +220,11 @@ def _record(settings: Settings, records: Records, training: Training, fold: Fold
 
 
 def _record_external(settings: Settings, folds: dict[int, Fold], records: Records,
-                     test: dict[str, str]) -> None:
-    """Predict and score the external images with each fold, and where asked with all together."""
+                     test: dict[str, str]) -> list[str]:
+    """Predict and score the external images with each fold, and where asked with all together;
+    returns what is missing. The trainings are recorded again, so that all rows of one are of one
+    network, also where it was repeated."""
+    missing, again = [], set()
     groups = [([t], t, f"fold_{t.fold}", "external") for t in trainings(settings)]
     groups += [(members, together, "folds_" + "+".join(map(str, together.recipe.ensemble)),
                 "ensemble") for members, together in ensembles(settings)]
@@ -222,13 +233,23 @@ def _record_external(settings: Settings, folds: dict[int, Fold], records: Record
     for members, training, name, split in groups:
         recorded = records.holds(training, test, split) and not records.changed(
             training, test, split)
-        if recorded or not all(is_done(t.folder, folds[t.fold]) for t in members):
-            continue                       # the plan would have trained what is recorded nowhere
+        if recorded:
+            continue
+        if not all(is_done(t.folder, folds[t.fold]) for t in members):
+            if not records.holds(training, test, split):       # else they are told as changed
+                missing.append(f"{training.arm}, {name.replace('_', ' ')}, seed {training.seed}, "
+                               "on the external images")
+            continue
+        for member in members:
+            if member.folder not in again:
+                _record(settings, records, member, folds[member.fold])
+                again.add(member.folder)
         out = (settings.out / f"seed_{training.seed}" / "external" / file_name(training.arm) / name)
         predict_external([t.folder for t in members], settings.images, test, out,
                          fold.dataset_json, settings.device)
         records.add({**row, "files": test[row["case"]]} for row in collect_cases(
             training, out, settings.labels, test, info, ending, split, _ignored(fold)))
+    return missing
 
 
 def _ignored(fold: Fold) -> int | None:
@@ -240,12 +261,13 @@ def _write(everything: Settings, settings: Settings, folds: dict[int, Fold],
            comparisons: dict[str, Comparison], cases: dict[str, list[dict]], summaries: list[dict],
            before: dict[str, list[str]], stale: list[dict], missing: list[str]) -> dict:
     """`everything` has all arms that are reported, `settings` those that were asked for; `stale`
-    are rows of other external files than there are now, `missing` trainings that have not ended."""
+    are rows of other external files than there are now, `missing` is what has not ended."""
     context = settings.context("validation")
     rows = [r for c in comparisons.values() for r in c.rows] + training_rows(summaries, context)
     sentences = [*comparisons["validation"].verdict, *mixed_generators(summaries)]
     if missing:
-        sentences.append(f"Not ended yet, so in no number: {'; '.join(missing)}.")
+        sentences = [f"Preliminary, not all has ended. {sentences[0]}", *sentences[1:],
+                     f"Not ended yet, so in no number: {'; '.join(missing)}."]
     left_out = sorted({f"{r['case']} by {r['arm']}, fold {r['fold']}, seed {r['seed']}"
                        for r in stale if not r["arm"].endswith(FILTERED)})
     if left_out:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunet_lgesynth.benchmark.records import Recipe
 from nnunet_lgesynth.benchmark.variants import REFERENCE, TRAINERS, Variant
 from nnunet_lgesynth.config import FitConfig, InjectionConfig, UserError, config_hash
-from nnunet_lgesynth.discovery import add_to_environment, find_trainer, list_trainers
+from nnunet_lgesynth.discovery import add_to_environment, find_trainer, is_ours, list_trainers
 from nnunet_lgesynth.presets import PRESETS, limited
 
 __all__ = ["ADDABLE", "DEFAULT_PLANS", "Settings", "budget_argv", "injects", "needs_generator",
@@ -120,12 +120,14 @@ class Settings:
 @cache
 def painter_of(trainer: str) -> str | None:
     """Who paints the scars of a trainer, its class attribute `generator`: None, "paint" or
-    "lgesynth"; None of one that is not of the plugin's kind. `UserError` where there is none."""
+    "lgesynth"; None of one that is not of the plugin's kind. `UserError` where nnU-Net finds no
+    such trainer."""
     for arm, own in TRAINERS.items():
         if trainer.startswith(own) and trainer in dict(list_trainers()):     # spares importing it
             return None if arm == REFERENCE else arm
     add_to_environment()
-    return getattr(find_trainer(trainer), "generator", None)
+    found = find_trainer(trainer)
+    return found.generator if is_ours(found) else None
 
 
 def needs_generator(trainer: str) -> bool:

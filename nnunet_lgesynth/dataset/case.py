@@ -29,7 +29,7 @@ from nnunet_lgesynth.dataset.roles import DatasetInfo, Frame, read_info
 from nnunet_lgesynth.dataset.splits import draw_patients, read_split, split_hash
 from nnunet_lgesynth.files import read_json
 
-__all__ = ["Case", "Fold", "check_roles", "dataset_name", "nnunet_path", "planar",
+__all__ = ["Case", "Fold", "check_roles", "dataset_name", "fold_folder", "nnunet_path", "planar",
            "refuse_cascade"]
 
 PLANAR = "2d"                                           # nnU-Net's own name for its slices
@@ -54,6 +54,12 @@ def nnunet_path(name: str) -> Path:
         raise UserError(f"{name} is not set; set nnU-Net's environment variables, see: "
                         "lgesynth doctor")
     return Path(value)
+
+
+def fold_folder(results: Path, dataset: str, trainer: str, plans: str, configuration: str,
+                fold: int | str) -> Path:
+    """Where nnU-Net leaves a trained fold of a dataset, given by its full name."""
+    return results / dataset / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
 
 
 def dataset_name(dataset: int | str) -> str:

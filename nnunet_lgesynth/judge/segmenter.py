@@ -24,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_lgesynth.config import UserError
-from nnunet_lgesynth.dataset.case import Fold, planar
+from nnunet_lgesynth.dataset.case import Fold, fold_folder, planar
 from nnunet_lgesynth.judge.checkpoint import (
     CHECKPOINT,
     build_network,
@@ -216,8 +216,8 @@ def default_reward_folder(results: str | Path, dataset_name: str, plans_name: st
 
     Stock `nnUNetTrainer` first, then `nnUNetTrainerLGEReal`; UserError where neither has finished.
     """
-    folders = [Path(results) / dataset_name / f"{trainer}__{plans_name}__{configuration}"
-               / f"fold_{fold}" for trainer in ("nnUNetTrainer", REAL_ONLY_TRAINER)]
+    folders = [fold_folder(Path(results), dataset_name, trainer, plans_name, configuration, fold)
+               for trainer in ("nnUNetTrainer", REAL_ONLY_TRAINER)]
     for folder in folders:
         if (folder / CHECKPOINT).is_file():
             return folder
