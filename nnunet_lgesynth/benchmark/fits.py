@@ -16,8 +16,8 @@ from nnunet_lgesynth.pool.attach import POOL_FOLDER
 from nnunet_lgesynth.pool.generator import refuse_leak, refuse_other_settings
 from nnunet_lgesynth.pool.store import read_manifest
 
-__all__ = ["Generator", "check_generators", "generator_of", "generators", "painters",
-           "refuse_lost_judge", "refuse_other_generator", "stock_fold"]
+__all__ = ["Generator", "check_generators", "generator_of", "generators", "refuse_lost_judge",
+           "refuse_other_generator", "stock_fold"]
 
 STOCK = "nnUNetTrainer"
 
@@ -86,16 +86,14 @@ def _refuse_more_patients(told: dict, folder: Path, fold: Fold, all_of_them: boo
                             f"{len(fold.train)} training cases of the arm alone; {remedy}.")
 
 
-def painters(training: Training) -> list[str]:
-    """Hashes of the generators that a training's pool tells of."""
+def refuse_other_generator(settings: Settings, training: Training) -> None:
+    """Refuse a training whose pools tell of other generators, by their hashes, than the one of its
+    arm's preset: its scars would be recorded under a wrong name."""
+    if not needs_generator(training.recipe.trainer):
+        return
     pools = sorted(training.folder.glob(f"{POOL_FOLDER}*"))
-    return sorted({str(line["generator"]) for pool in pools for line in read_manifest(pool)})
-
-
-def refuse_other_generator(settings: Settings, training: Training, painted: list[str]) -> None:
-    """Refuse a training whose scars were `painted` by other generators, by their hashes, than the
-    one of its arm's preset: they would be recorded under a wrong name."""
-    if not needs_generator(training.recipe.trainer) or not painted:
+    painted = sorted({str(line["generator"]) for pool in pools for line in read_manifest(pool)})
+    if not painted:
         return
     folder = generator_of(settings, training.fold, training.arm).folder
     told = (f"The scars of arm {training.arm}, fold {training.fold}, seed {training.seed}, were "

@@ -21,7 +21,6 @@ from nnunet_lgesynth.benchmark.fits import (
     Generator,
     generator_of,
     generators,
-    painters,
     refuse_lost_judge,
     refuse_other_generator,
     stock_fold,
@@ -86,7 +85,7 @@ def plan(settings: Settings, folds: dict[int, Fold], external: Sequence[str] = (
         if (training.folder / "checkpoint_final.pth").is_file():
             refuse_leaky_training(training, fold.subset(training.recipe.patients))
         elif not recorded:
-            refuse_other_generator(settings, training, painters(training))
+            refuse_other_generator(settings, training)
         if not recorded and not is_done(training.folder, fold):
             jobs.append(training_job(settings, training))
     for generator in dict.fromkeys(generator_of(settings, j.training.fold, j.training.arm)

@@ -213,7 +213,7 @@ def _record(settings: Settings, records: Records, training: Training, fold: Fold
     summary = {**_refuse_idle(training, training_summary(training)),
                "made_of": made_of(fold, patients)}
     refuse_other_run(training)
-    refuse_other_generator(settings, training, summary["generators"])
+    refuse_other_generator(settings, training)
     truth = fold.folder.parent / "gt_segmentations"      # what nnU-Net itself scores against
     records.add(collect_cases(training, training.predictions, truth, fold.val, fold.raw_info,
                               fold.dataset_json["file_ending"], ignore=_ignored(fold)), [summary])
